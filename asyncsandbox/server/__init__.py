@@ -1,0 +1,1 @@
+"""The server of the contract: a control plane, an agent per sandbox, and the truth about every job."""

@@ -1,0 +1,216 @@
+"""What every handler needs: who is asking, what for, and how refusals become replies."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMessage
+
+from asyncsandbox import protocol
+from asyncsandbox.errors import APIError
+from asyncsandbox.server import refusals
+from asyncsandbox.server.records import JobKind, JobRecord, SandboxRecord
+from asyncsandbox.server.state import SERVER, Server
+
+__all__ = [
+    "AGENT_PREFIX",
+    "MAX_BODY",
+    "REQUEST_ID",
+    "authenticate",
+    "find_job",
+    "json_body",
+    "key_of",
+    "number",
+    "refuse",
+    "sandbox_of",
+    "server_of",
+    "turn_errors_into_replies",
+]
+
+log = logging.getLogger(__name__)
+
+AGENT_PREFIX: Final = "/vm/"
+
+MAX_BODY: Final = 64 * 1024 * 1024
+"""Bytes of a request's body. Uploads are not read into memory and have no such limit."""
+
+REQUEST_ID: Final = "X-Request-ID"
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_REQUEST_ID = web.RequestKey("request_id", str)
+_SANDBOX = web.RequestKey("sandbox", SandboxRecord)
+
+_OPEN_AGENT_PATHS: Final = frozenset({"/", "/health", "/info", "/ping"})
+"""O asks for no token on these."""
+
+_HTTP_CODES: Final = {
+    404: "RESOURCE_NOT_FOUND",
+    405: "METHOD_NOT_ALLOWED",
+    413: "PAYLOAD_TOO_LARGE",
+}
+
+
+def server_of(request: web.Request) -> Server:
+    """Return the server that a request came to."""
+    return request.app[SERVER]
+
+
+def sandbox_of(request: web.Request) -> SandboxRecord:
+    """Return the sandbox whose agent a request came to, as it is now."""
+    return request[_SANDBOX]
+
+
+def find_job(request: web.Request, process_id: str | None) -> JobRecord:
+    """Return a job of the request's sandbox, everything so far committed.
+
+    Raises:
+        InvalidRequestError: no id was given.
+        NotFoundError: there is no such job.
+    """
+    if not process_id:
+        raise refusals.invalid("process_id is missing; say which job is meant", code="MISSING_PARAMETER")
+    server = server_of(request)
+    server.ledger.commit()
+    record = server.ledger.jobs.find(sandbox_of(request).id, process_id)
+    if record is None or record.kind is JobKind.EXECUTION:
+        removed = server.ledger.jobs.is_removed(sandbox_of(request).id, process_id)
+        what = "was removed" if removed else "was not found in this sandbox"
+        raise refusals.not_found(f"process {process_id!r} {what}", code="PROCESS_NOT_FOUND")
+    return record
+
+
+def key_of(request: web.Request) -> str | None:
+    """Return the request's idempotency key."""
+    return request.headers.get(protocol.IDEMPOTENCY_KEY)
+
+
+async def json_body(request: web.Request, *, required: bool = True) -> dict[str, Any]:
+    """Return the JSON object that a request carries.
+
+    Args:
+        request: as it came.
+        required: whether no body at all is refused; else it counts as an empty object.
+
+    Raises:
+        InvalidRequestError: the body is no JSON, or no object.
+        HTTPRequestEntityTooLarge: it is larger than the application allows.
+    """
+    if (request.content_length or 0) > MAX_BODY:
+        raise web.HTTPRequestEntityTooLarge(MAX_BODY)  # before it is read
+    try:
+        raw = await request.read()
+    except (web.RequestPayloadError, BadHttpMessage) as exc:
+        raise refusals.invalid(
+            "the request body is not encoded as its headers say", code="INVALID_JSON"
+        ) from exc
+    if not raw.strip() and not required:
+        return {}
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError) as exc:
+        raise refusals.invalid(f"the request body is no JSON: {exc}", code="INVALID_JSON") from exc
+    if not isinstance(body, dict):
+        raise refusals.invalid("the request body must be a JSON object", code="INVALID_JSON")
+    return body
+
+
+def number(request: web.Request, name: str, *, default: int) -> int:
+    """Return a whole number from the query.
+
+    Raises:
+        InvalidRequestError: it is something else.
+    """
+    text = request.query.get(name)
+    if text is None:
+        return default
+    try:
+        return int(text)
+    except ValueError:
+        raise refusals.invalid(f"{name} must be a whole number, not {text!r}") from None
+
+
+def refuse(
+    request: web.Request, status: int, *, code: str, message: str, details: Mapping[str, Any] | None = None
+) -> web.Response:
+    """Return a refusal that every official client can read."""
+    body = protocol.encode_error(
+        message,
+        code=code,
+        request_id=request.get(_REQUEST_ID, ""),
+        path=request.path,
+        details=details,
+        agent=request.path.startswith(AGENT_PREFIX),
+    )
+    return web.json_response(body, status=status)
+
+
+@web.middleware
+async def turn_errors_into_replies(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Give the request an id, and answer in the contract's words whatever goes wrong."""
+    request_id = request[_REQUEST_ID] = secrets.token_hex(8)
+    try:
+        response = await handler(request)
+    except APIError as exc:
+        response = refuse(request, exc.status or 400, code=exc.code or "INVALID_REQUEST", message=str(exc))
+    except web.HTTPException as exc:
+        code = _HTTP_CODES.get(exc.status, "INVALID_REQUEST")
+        message = f"{request.method} {request.path}: {exc.text or exc.reason}"
+        response = refuse(request, exc.status, code=code, message=message)
+    except Exception:  # the one boundary behind which nothing may break the connection without a word
+        log.exception("request %s (%s %s) failed", request_id, request.method, request.path)
+        message = f"the server failed at this request; its log says more under {request_id}"
+        response = refuse(request, 500, code="INTERNAL_ERROR", message=message)
+    if not response.prepared:
+        response.headers[REQUEST_ID] = request_id
+    return response
+
+
+@web.middleware
+async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Let in who has the API key, or on an agent the token of that sandbox."""
+    if request.path.startswith(AGENT_PREFIX):
+        return await _enter_agent(request, handler)
+    if request.path != "/health":
+        given = request.headers.get("X-API-Key") or _bearer(request)
+        if not given:
+            raise refusals.unauthorized(
+                "no API key; send it as X-API-Key or as Authorization: Bearer", code="AUTHENTICATION_REQUIRED"
+            )
+        if not hmac.compare_digest(given.encode(), server_of(request).config.api_key.encode()):
+            raise refusals.unauthorized("the API key is not the one of this server", code="INVALID_TOKEN")
+    return await handler(request)
+
+
+async def _enter_agent(request: web.Request, handler: Handler) -> web.StreamResponse:
+    sandbox_id, slash, rest = request.path.removeprefix(AGENT_PREFIX).partition("/")
+    server = server_of(request)
+    request[_SANDBOX] = server.sandboxes.find(sandbox_id)
+    server.requests[sandbox_id] += 1
+    try:
+        if slash + rest not in _OPEN_AGENT_PATHS:
+            _check_token(request, sandbox_id)
+        return await handler(request)
+    except (APIError, web.HTTPException):
+        server.errors[sandbox_id] += 1
+        raise
+
+
+def _check_token(request: web.Request, sandbox_id: str) -> None:
+    token = _bearer(request)
+    if not token or not server_of(request).ledger.sandboxes.opens(token, sandbox_id, now=time.time()):
+        raise refusals.unauthorized(
+            "the token does not open this sandbox; refresh it by the control plane", code="INVALID_TOKEN"
+        )
+
+
+def _bearer(request: web.Request) -> str:
+    scheme, _, value = request.headers.get("Authorization", "").partition(" ")
+    return value.strip() if scheme.lower() == "bearer" else ""

@@ -1,0 +1,313 @@
+"""Learns what became of the jobs of one client, while somebody waits for them.
+
+One `Watcher` serves all waits of a client, however many: one look a sandbox and tick tells of all its jobs.
+It learns by listing; where a server announces a stream of events, that can take the place of `_look`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from asyncsandbox import protocol
+from asyncsandbox._clock import Clock
+from asyncsandbox._tasks import Tasks
+from asyncsandbox.agent import Agent
+from asyncsandbox.backoff import Uniform, first_gap, next_gap, retry_delay
+from asyncsandbox.errors import (
+    APIError,
+    AsyncSandboxError,
+    ClientStateError,
+    EmbeddedServerError,
+    NotFoundError,
+    SandboxClosedError,
+    TransportError,
+)
+from asyncsandbox.models import JobInfo, PollPolicy
+from asyncsandbox.protocol import ProcessRow
+from asyncsandbox.results import bare_result, complete_result, fetch_result
+from asyncsandbox.tracking import Board, Cell, News, Waiter
+
+__all__ = ["Watcher"]
+
+_log = logging.getLogger("asyncsandbox.watcher")
+
+_FETCHES: Final = 16
+_GONE: Final = 410
+_ENDED: Final = frozenset({"deleted", "stopped", "expired", "error"})
+
+
+class Watcher:
+    """Looks at the boards of one client while waiters are suspended on them.
+
+    Args:
+        policy: how often.
+        clock: the client's clock.
+        uniform: the randomness in the gaps.
+        tasks: the client's tasks.
+        result_limit: bytes of each stream that a result carries.
+    """
+
+    def __init__(
+        self, *, policy: PollPolicy, clock: Clock, uniform: Uniform, tasks: Tasks, result_limit: int
+    ) -> None:
+        self.policy = policy
+        self.clock = clock
+        self._uniform = uniform
+        self._tasks = tasks
+        self._result_limit = result_limit
+        self._boards: weakref.WeakValueDictionary[str, Board] = weakref.WeakValueDictionary()
+        self._wanted: set[Board] = set()
+        self._looking: dict[Board, asyncio.Task[Sequence[asyncio.Task[None]]]] = {}
+        self._loop_task: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
+        self._fetches = asyncio.Semaphore(_FETCHES)
+        self._lost: str | None = None
+
+    # --- what is tracked ------------------------------------------------------------------------------------
+
+    def board(self, agent: Agent) -> Board:
+        """Return the board of a sandbox, one for all handles to it."""
+        board = self._boards.get(agent.sandbox_id)
+        if board is None:
+            agent.board = board = Board(agent, self)
+            if agent.closed is None:
+                self._boards[agent.sandbox_id] = board
+        return board
+
+    def track(
+        self, board: Board, row: ProcessRow, *, started: bool = False, collect: Sequence[str] = ()
+    ) -> Cell:
+        """Return the cell of a job of which `row` tells; its end, if it has ended, is taken in."""
+        cell, ended = board.track(row.info, started=started, collect=collect)
+        if ended is not None or row.info.finished:
+            self.deliver(cell, ended or row)
+        elif (reason := self._lost or board.agent.closed) is not None:
+            cell.lose(reason)
+        return cell
+
+    def reattach(self, board: Board, process_id: str) -> Cell:
+        """Return the cell of a job of which nothing is known yet but its id."""
+        info = JobInfo(process_id=process_id, sandbox_id=board.agent.sandbox_id)
+        return self.track(board, ProcessRow(info=info))
+
+    def deliver(self, cell: Cell, row: ProcessRow) -> None:
+        """Take in what one answer says of one job."""
+        cell.see(row.info)
+        if row.info.finished and not cell.settling:
+            cell.settling = True
+            self._apply(News(ended=[(cell, row)]))
+
+    def close_board(self, sandbox_id: str, reason: str) -> None:
+        """Lose what has not ended in a sandbox that is gone."""
+        board = self._boards.pop(sandbox_id, None)
+        if board is None:
+            return
+        board.agent.close(reason)
+        board.due = self.clock.now() + self.policy.cap  # output may still be on its way; no need to hurry
+        for cell in board.unfinished():
+            if not cell.settling:
+                cell.lose(reason)
+
+    def close_all(self, reason: str) -> None:
+        """Lose everything that has not ended: the server is gone."""
+        self._lost = reason
+        for sandbox_id in list(self._boards):
+            self.close_board(sandbox_id, reason)
+
+    # --- who waits ------------------------------------------------------------------------------------------
+
+    def attend(self, board: Board, waiter: Waiter) -> None:
+        """Look at `board` while `waiter` waits. Part of `Poller`."""
+        board.waiting.add(waiter)
+        if board in self._wanted:
+            return
+        self._wanted.add(board)
+        now = self.clock.now()
+        # A schedule that still runs is kept: waiting again, or for one more job, does not make it faster.
+        if board.due is None or board.due < now:
+            board.due = now + first_gap(self.policy, self._uniform)
+        self._wake.set()
+        if self._loop_task is None or self._loop_task.done():
+            self._loop_task = self._tasks.spawn(self._run(), name="asyncsandbox watcher")
+
+    def leave(self, board: Board, waiter: Waiter) -> None:
+        """Stop looking at `board` for `waiter`. Part of `Poller`."""
+        board.waiting.discard(waiter)
+        if not board.waiting:
+            self._wanted.discard(board)
+            if not self._wanted:
+                self._wake.set()
+
+    def gives_up_at(self, board: Board, patient_since: float) -> float | None:
+        """When a waiter counts the board as unreachable. Part of `Poller`."""
+        limit = self.policy.unreachable_after
+        if limit is None or board.failing_since is None:
+            return None
+        return max(board.failing_since, patient_since) + limit
+
+    # --- looking --------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        """Look at each wanted board when it is due. Ends as soon as none is wanted."""
+        while self._wanted:
+            self._wake.clear()
+            now = self.clock.now()
+            following: float | None = None
+            for board in self._wanted:
+                if board in self._looking:
+                    continue
+                due = now if board.due is None else board.due
+                if due <= now:
+                    self._looking[board] = self._start_look(board)
+                elif following is None or due < following:
+                    following = due
+            timer = None if following is None else self.clock.call_at(following, self._wake.set)
+            try:
+                await self._wake.wait()
+            finally:
+                if timer is not None:
+                    timer.cancel()
+
+    def _start_look(self, board: Board) -> asyncio.Task[Sequence[asyncio.Task[None]]]:
+        return self._tasks.spawn(self._look(board), name=f"look at {board.agent.sandbox_id}")
+
+    async def look(self, boards: Iterable[Board]) -> None:
+        """Look at each of `boards` once, now, and return when what that told of is delivered.
+
+        Never raises for what a look runs into. Cancellation: the looks go on.
+        """
+        boards = tuple(boards)
+        if stale := [self._looking[board] for board in boards if board in self._looking]:
+            await asyncio.wait(stale)  # they began before the caller asked: not fresh enough
+        for board in boards:
+            if board not in self._looking:
+                self._looking[board] = self._start_look(board)
+        looks = [self._looking[board] for board in boards]
+        if looks:
+            await asyncio.wait(looks)
+        if settling := [task for look in looks for task in look.result()]:
+            await asyncio.wait(settling)
+
+    async def _look(self, board: Board) -> Sequence[asyncio.Task[None]]:
+        """Look at a board, and return the tasks that fetch the output of what has ended."""
+        asked = self.clock.now()
+        try:
+            since = board.since if await board.agent.announces("since") else None
+            request = protocol.list_processes(since=since)
+            reply = await board.agent.call(
+                request, what="listing jobs", timeout=self.policy.request_timeout, retry=False
+            )
+            began = self.clock.now()
+            listing = protocol.decode_processes(reply, sandbox_id=board.agent.sandbox_id, since=since)
+            news = board.take_in(listing, asked=asked)
+            settling = self._apply(news)
+        except (SandboxClosedError, EmbeddedServerError, ClientStateError) as exc:
+            board.agent.gone(str(exc))
+        except AsyncSandboxError as exc:
+            await self._failed(board, exc, asked)
+        except Exception as exc:  # noqa: BLE001 - whatever is wrong with one look must not end all, nor spin
+            _log.exception("a look at sandbox %s went wrong", board.agent.sandbox_id)
+            await self._failed(board, exc, asked)
+        else:
+            # With a cursor each change is read once, however often one looks; without, every look reads all.
+            cost = 0.0 if listing.cursor is not None else self.clock.now() - began
+            self._schedule(board, news=bool(news.ended or news.lost), more=listing.more, cost=cost)
+            return settling
+        finally:
+            del self._looking[board]
+            self._wake.set()
+        return ()
+
+    def _schedule(self, board: Board, *, news: bool, more: bool, cost: float) -> None:
+        now = self.clock.now()
+        board.failures, board.failing_since = 0, None
+        board.gap = next_gap(
+            self.policy,
+            board.gap or self.policy.floor,
+            news=news,
+            youngest_age=board.youngest_age(now),
+            cost=cost,
+            uniform=self._uniform,
+        )
+        board.due = now if more else now + board.gap
+
+    async def _failed(self, board: Board, error: Exception, asked: float) -> None:
+        """Decide what a failed look means: a stale cursor, a sandbox that is gone or rests, or trouble."""
+        now = self.clock.now()
+        if isinstance(error, APIError) and error.status == _GONE and board.since is not None:
+            board.cursor = None
+            board.due = now
+            return
+        status = await self._status(board) if self._worth_asking(board, error) else None
+        if status == "gone":
+            board.agent.gone("the server does not know the sandbox any more")
+            return
+        if status == "paused":  # contract 3: its agent cannot be reached then, and that is as it should be
+            board.failures, board.failing_since = 0, None
+            board.due = now + self.policy.cap
+            return
+        board.failures += 1
+        hint = error.retry_after if isinstance(error, APIError) else None
+        board.due = now + retry_delay(
+            board.failures,
+            floor=self.policy.retry_floor,
+            cap=self.policy.retry_cap,
+            uniform=self._uniform,
+            hint=hint,
+        )
+        _log.debug("look %d at sandbox %s failed: %s", board.failures, board.agent.sandbox_id, error)
+        if board.failing_since is None:
+            board.failing_since = asked
+            for waiter in tuple(board.waiting):
+                waiter.nudge()  # it has a new moment at which to give up
+
+    @staticmethod
+    def _worth_asking(board: Board, error: Exception) -> bool:
+        """Whether the control plane may know better: of a 404, and of an agent that is out of reach."""
+        unreachable = isinstance(error, TransportError) and board.failures >= 1
+        return isinstance(error, NotFoundError) or unreachable
+
+    async def _status(self, board: Board) -> str | None:
+        """Return "gone", "paused" or "there" as the control plane says; None when it does not."""
+        try:
+            described = await self._control_status(board)
+        except NotFoundError:
+            return "gone"
+        except AsyncSandboxError:
+            return None
+        return described
+
+    async def _control_status(self, board: Board) -> str:
+        info = (await board.agent.control.get(board.agent.sandbox_id, retry=False)).info
+        if info.status in _ENDED:
+            return "gone"
+        return "paused" if info.status == "paused" else "there"
+
+    def _apply(self, news: News) -> list[asyncio.Task[None]]:
+        """Finish what can be finished now, and return the tasks that finish the rest."""
+        for cell, reason, removed in news.lost:
+            cell.lose(reason, removed=removed)
+        settling = []
+        for cell, row in news.ended:
+            result = complete_result(cell, row, limit=self._result_limit)
+            if result is None:
+                settling.append(self._tasks.spawn(self._settle(cell, row), name=f"fetch {cell.process_id}"))
+            else:
+                cell.finish(result)
+        return settling
+
+    async def _settle(self, cell: Cell, row: ProcessRow) -> None:
+        """Fetch what the row does not hold. The end is told in any case: no wait hangs on output."""
+        problem = "the client was closed before the output was read"
+        try:
+            async with self._fetches:
+                cell.finish(await fetch_result(cell, row, limit=self._result_limit))
+        except Exception as exc:  # noqa: BLE001 - whatever is wrong with the output, the job has ended
+            _log.exception("the output of job %s could not be fetched", cell.process_id)
+            problem = f"the output could not be read: {exc}"
+        finally:
+            cell.finish(bare_result(row, limit=self._result_limit, problem=problem))
