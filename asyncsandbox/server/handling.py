@@ -16,6 +16,7 @@ from aiohttp.http_exceptions import BadHttpMessage
 from asyncsandbox import protocol
 from asyncsandbox.errors import APIError
 from asyncsandbox.server import refusals
+from asyncsandbox.server.outputs import SMALL_OUTPUT
 from asyncsandbox.server.records import JobKind, JobRecord, SandboxRecord
 from asyncsandbox.server.state import SERVER, Server
 
@@ -24,6 +25,7 @@ __all__ = [
     "MAX_BODY",
     "REQUEST_ID",
     "authenticate",
+    "describe",
     "find_job",
     "json_body",
     "key_of",
@@ -66,6 +68,12 @@ def server_of(request: web.Request) -> Server:
 def sandbox_of(request: web.Request) -> SandboxRecord:
     """Return the sandbox whose agent a request came to, as it is now."""
     return request[_SANDBOX]
+
+
+def describe(server: Server, record: JobRecord) -> dict[str, Any]:
+    """Return the row of one job, with its output as far as it is small."""
+    shown, pair = server.outputs.small([record], budget=2 * SMALL_OUTPUT)[record.process_id]
+    return protocol.encode_process(shown.info, stdout=pair[0], stderr=pair[1])
 
 
 def find_job(request: web.Request, process_id: str | None) -> JobRecord:

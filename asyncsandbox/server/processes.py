@@ -11,13 +11,13 @@ from aiohttp import web
 from asyncsandbox import protocol
 from asyncsandbox.models import StreamName
 from asyncsandbox.server import refusals
-from asyncsandbox.server.handling import find_job, json_body, number, sandbox_of, server_of
+from asyncsandbox.server.handling import describe, find_job, json_body, number, sandbox_of, server_of
 from asyncsandbox.server.jobtable import CursorExpired, Delta
 from asyncsandbox.server.outputs import SMALL_OUTPUT
 from asyncsandbox.server.records import JobKind, JobRecord
 from asyncsandbox.server.state import Server
 
-__all__ = ["describe", "routes"]
+__all__ = ["routes"]
 
 _OUTPUT_BUDGET: Final = 4 * 1024 * 1024
 """Bytes of output that one list holds."""
@@ -29,12 +29,6 @@ _READ_LIMIT: Final = 1024 * 1024
 _STREAMS: Final[dict[str, StreamName]] = {"stdout": "stdout", "stderr": "stderr"}
 
 routes = web.RouteTableDef()
-
-
-def describe(server: Server, record: JobRecord) -> dict[str, Any]:
-    """Return the row of one job, with its output as far as it is small."""
-    shown, pair = server.outputs.small([record], budget=2 * SMALL_OUTPUT)[record.process_id]
-    return protocol.encode_process(shown.info, stdout=pair[0], stderr=pair[1])
 
 
 def _rows(server: Server, records: Sequence[JobRecord]) -> list[dict[str, Any]]:

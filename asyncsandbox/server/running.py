@@ -12,7 +12,7 @@ from asyncsandbox import protocol
 from asyncsandbox.models import DEFAULT_TIMEOUT, EndReason, JobState, StreamName
 from asyncsandbox.server import refusals, wire
 from asyncsandbox.server.engine import Order
-from asyncsandbox.server.handling import json_body, key_of, refuse, sandbox_of, server_of
+from asyncsandbox.server.handling import describe, json_body, key_of, refuse, sandbox_of, server_of
 from asyncsandbox.server.keys import body_digest
 from asyncsandbox.server.records import JobKind, JobRecord
 
@@ -46,7 +46,10 @@ async def _start(request: web.Request, body: dict[str, Any], order: Order, kind:
     key = key_of(request)
     digest = "" if key is None else body_digest({"": request.path, **body})
     record = await server.jobs.start(sandbox_of(request), order, kind=kind, key=key, digest=digest)
-    row = protocol.encode_process(record.info, stdout=None, stderr=None)
+    if record.finished:  # already, or since the key came first: the answer is all that anybody need ask for
+        row = describe(server, record)
+    else:
+        row = protocol.encode_process(record.info, stdout=None, stderr=None)
     message = f"Background process started: {record.process_id}"
     return web.json_response({**row, "message": message, "timestamp": protocol.timestamp(time.time())})
 

@@ -115,12 +115,13 @@ async def test_a_job_is_known_in_its_own_sandbox_only(box: Any, api: Any) -> Non
 @pytest.mark.parametrize("padding", [0, 400_000])
 async def test_a_start_is_done_once_for_each_key(box: Any, padding: int) -> None:
     """However many requests come at once, and whether its inputs are small or written by a thread."""
-    code = f"open('runs', 'a').write('x')\n#{'p' * padding}"
+    code = f"open('runs', 'a').write('x'); print('said')\n#{'p' * padding}"
     answers = await asyncio.gather(*(box.start(code, key="k-1") for _ in range(8)))
     assert len({answer["process_id"] for answer in answers}) == 1
     await box.end(answers[0])
     again = await box.start(code, key="k-1")
     assert (again["process_id"], again["status"]) == (answers[0]["process_id"], "completed")
+    assert (again["stdout"], again["stderr"], again["stdout_complete"]) == ("said\n", "", True)
     assert (await box.ok("GET", "/files/read", params={"path": "runs"}))["content"] == "x"
     assert len((await box.ok("GET", "/execute/processes"))["processes"]) == 1
 

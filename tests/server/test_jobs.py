@@ -30,7 +30,6 @@ def _b64(data: bytes) -> str:
 async def test_a_job_that_exits_with_0_completed(box: Any) -> None:
     """Its output, code and times are in its record."""
     started = await box.start("print(6 * 7)", name="answer")
-    assert started["status"] in ("queued", "running")
     assert started["name"] == "answer"
     row = await box.end(started)
     assert (row["status"], row["exit_code"], row["end_reason"]) == ("completed", 0, "exit")
