@@ -643,9 +643,24 @@ def test_paused_jobs_end_with_the_server(supervise: Supervise, tmp_path: Path) -
 
 
 def test_stray_signals_do_not_end_the_supervisor(supervised: Supervised) -> None:
-    """SIGINT, SIGTERM and SIGHUP do nothing to the supervisor; jobs do not inherit that."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    """SIGINT, SIGTERM, SIGHUP and SIGQUIT do nothing to the supervisor; jobs do not inherit that."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         supervised.process.send_signal(number)
+    supervised.shell("j", "grep -E 'Sig(Ign|Blk)' /proc/self/status")
+    output = supervised.output(supervised.ended("j")).decode()
+    assert [int(line.split()[1], 16) for line in output.splitlines()] == [0, 0]
+
+
+def test_jobs_do_not_inherit_what_the_server_ignores_or_blocks(supervise: Supervise) -> None:
+    """A server may be started in the background of a shell, or under nohup; its jobs behave all the same."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGQUIT, signal.SIGUSR1)}
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+    try:
+        supervised = supervise()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR2])
+        for number, handler in before.items():
+            signal.signal(number, handler)
     supervised.shell("j", "grep -E 'Sig(Ign|Blk)' /proc/self/status")
     output = supervised.output(supervised.ended("j")).decode()
     assert [int(line.split()[1], 16) for line in output.splitlines()] == [0, 0]

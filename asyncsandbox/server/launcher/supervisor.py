@@ -49,6 +49,8 @@ _GIVE_UP = 5.0
 _END_WITHIN = 4.0  # less than a server waits for its supervisor
 _PAUSE_PASSES = 20
 _CLEAN_LOOKS = 2  # one may fall into the middle of a fork or an exec
+_HEARD = {signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
+_RESTORED = {signal.SIGPIPE, signal.SIGXFSZ}  # Python ignores them, and gives them back to what it starts
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -416,10 +418,21 @@ def _wakeup_pipe() -> int:
     os.set_blocking(reading, False)
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    # Handlers that do nothing, and not SIG_IGN: that would be handed down to the jobs.
-    for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    # Handlers that do nothing, and not SIG_IGN: that would be handed down to the jobs. So would what whoever
+    # started the server had ignored or blocked: a background job of a shell ignores SIGINT and SIGQUIT.
+    for number in (_HEARD | _ignored()) - _RESTORED:
         signal.signal(number, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     return reading
+
+
+def _ignored() -> set[signal.Signals]:
+    """Return the signals that this process was told to ignore."""
+    return {
+        number
+        for number in signal.valid_signals()
+        if isinstance(number, signal.Signals) and signal.getsignal(number) is signal.SIG_IGN
+    }
 
 
 def _log(text: str) -> None:
