@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Final
 
 from asyncsandbox import protocol
 from asyncsandbox._clock import Clock, sleep
+from asyncsandbox.agent import Agent
 from asyncsandbox.backoff import next_gap
 from asyncsandbox.errors import (
+    APIError,
     InvalidRequestError,
     JobNotFinishedError,
     JobRemovedError,
@@ -29,7 +31,7 @@ from asyncsandbox.models import (
     OutputEvent,
     StreamName,
 )
-from asyncsandbox.protocol import Request
+from asyncsandbox.protocol import Reply, Request
 from asyncsandbox.results import read_chunk
 from asyncsandbox.tracking import Cell, Waiter
 from asyncsandbox.watcher import Watcher
@@ -43,6 +45,8 @@ _log = logging.getLogger("asyncsandbox")
 
 _KILL_CONFIRMATION: Final = 60.0
 _FOLLOW_CHUNK: Final = 65_536
+_NO_SUCH_CALL: Final = frozenset({404, 405})
+_NO_SUCH_PROCESS: Final = "PROCESS_NOT_FOUND"
 _STREAMS: Final[tuple[StreamName, StreamName]] = ("stdout", "stderr")
 
 
@@ -234,14 +238,10 @@ class Job:
         if self.done:
             return
         agent = self._cell.board.agent
-        try:
-            reply = await agent.call(
-                protocol.kill(self.process_id),
-                what=f"killing job {self.process_id!r}",
-                timeout=_KILL_CONFIRMATION,
-            )
-        except NotFoundError:
-            pass  # contract 2b: some servers say this of a finished job; what became of it is settled below
+        self._cell.killed = True
+        reply = await self._send_kill(agent)
+        if reply is None:
+            self._cell.killed = False
         else:
             row = protocol.decode_process(
                 {"process_id": self.process_id, **protocol.json_object(reply)}, sandbox_id=agent.sandbox_id
@@ -259,6 +259,26 @@ class Job:
             ) from exc
         except JobRemovedError:
             pass
+
+    async def _send_kill(self, agent: Agent) -> Reply | None:
+        """Return the answer to a kill; None when the server says that there is nothing to kill.
+
+        Contract 2b: some servers say that of a finished job, too; what became of it is for the list to tell.
+        """
+        what = f"killing job {self.process_id!r}"
+        try:
+            return await agent.call(protocol.kill(self.process_id), what=what, timeout=_KILL_CONFIRMATION)
+        except APIError as exc:
+            if exc.status not in _NO_SUCH_CALL:
+                raise
+            if exc.code == _NO_SUCH_PROCESS:
+                return None
+        try:
+            return await agent.call(
+                protocol.kill_by_path(self.process_id), what=what, timeout=_KILL_CONFIRMATION
+            )
+        except NotFoundError:
+            return None
 
     async def output(self, stream: StreamName = "stdout", offset: int = 0, limit: int = 65536) -> OutputChunk:
         """Read a piece of what the job wrote, while it runs or afterwards.

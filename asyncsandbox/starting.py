@@ -22,10 +22,14 @@ from collections.abc import (
 )
 from typing import TYPE_CHECKING, Any, Final, Self
 
+import attrs
+
 from asyncsandbox import protocol
 from asyncsandbox._tasks import Tasks
+from asyncsandbox.adoption import is_ambiguous, settle_start
 from asyncsandbox.agent import Agent
 from asyncsandbox.errors import (
+    APIError,
     AsyncSandboxError,
     AuthenticationError,
     ClientStateError,
@@ -38,6 +42,8 @@ from asyncsandbox.errors import (
 )
 from asyncsandbox.jobs import Job, kill_all
 from asyncsandbox.models import JobSpec, merge_specs
+from asyncsandbox.protocol import ProcessRow
+from asyncsandbox.tracking import Board
 from asyncsandbox.watcher import Watcher
 
 if TYPE_CHECKING:
@@ -58,6 +64,9 @@ _HOPELESS: Final = (
     EmbeddedServerError,
     SandboxClosedError,
 )
+
+_POSTS: Final = 3
+"""How often a start is sent to a server without idempotency keys, when it is sure not to have happened."""
 
 _MOST_REFUSALS: Final = 1_000
 _READ_AT_ONCE: Final = 256
@@ -91,17 +100,50 @@ class Starter:
         )
 
     async def _send(self, path: str, body: Mapping[str, Any], spec: JobSpec | None) -> Job:
-        key = uuid.uuid4().hex if await self._agent.announces("idempotency") else None
         board = self._watcher.board(self._agent)
         ticket = board.begin_start()
         try:
-            reply = await self._agent.call(protocol.start(path, body, key=key), what="starting a job")
-            row = protocol.decode_started(reply, sandbox_id=self._agent.sandbox_id)
+            if await self._agent.announces("idempotency"):
+                row = await self._post(path, body, key=uuid.uuid4().hex)
+            else:
+                row = await self._post_once(board, path, body, key=protocol.new_start_key(captured=False))
             collect = () if spec is None else spec.collect
             cell = self._watcher.track(board, row, started=True, collect=collect)
         finally:
             board.end_start(ticket)
         return Job(cell, watcher=self._watcher, sandbox=self._sandbox, spec=spec)
+
+    async def _post(self, path: str, body: Mapping[str, Any], *, key: str | None = None) -> ProcessRow:
+        reply = await self._agent.call(protocol.start(path, body, key=key), what="starting a job")
+        return protocol.decode_started(reply, sandbox_id=self._agent.sandbox_id)
+
+    async def _post_once(self, board: Board, path: str, body: Mapping[str, Any], *, key: str) -> ProcessRow:
+        """Start a job on a server that cannot tell a repetition from another start (`adoption`)."""
+        named = {**body, "name": protocol.mark_name(body.get("name"), key)}
+        doubt = False
+        for left in reversed(range(_POSTS)):
+            try:
+                row = attrs.evolve(await self._post(path, named), start_key=key)
+            except (APIError, TransportError) as exc:
+                if not is_ambiguous(exc):
+                    raise
+                doubt = True
+                verdict = await settle_start(board, key, exc, watcher=self._watcher)
+                if verdict.row is None and verdict.again and left:
+                    continue
+                if verdict.row is None:
+                    board.settle(key, None)
+                    raise
+                row = verdict.row
+            if doubt:
+                board.settle(key, row.info.process_id)
+            return _renamed(row, body)
+        raise AssertionError("the last try returns or raises")
+
+
+def _renamed(row: ProcessRow, body: Mapping[str, Any]) -> ProcessRow:
+    """Return the row with the user's name, whatever the server made of the one that it was sent."""
+    return attrs.evolve(row, info=attrs.evolve(row.info, name=body.get("name")))
 
 
 class _Pipeline:

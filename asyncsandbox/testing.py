@@ -135,6 +135,7 @@ class FakeServer:
         calls: how often each ``(method, path)`` was asked, ids in the path replaced by ``*``.
         requests: every request, in order.
         failures: errors to raise, and replies to give, instead of the next answers; each is used once.
+        losses: the same for the answers to POST, but only after what was asked for was done.
         broken: an error to raise for every request; None = none.
         gates: by the end of a path: events that the replies to it wait for, after what they tell of was done.
         sandboxes: what is there: ``{sandbox_id: {process_id: job}}``.
@@ -147,6 +148,7 @@ class FakeServer:
         self.calls: Counter[tuple[str, str]] = Counter()
         self.requests: list[Request] = []
         self.failures: deque[Exception | Reply] = deque()
+        self.losses: deque[Exception | Reply] = deque()
         self.broken: Exception | None = None
         self.sandboxes: dict[str, dict[str, _FakeJob]] = {}
         self.gates: dict[str, asyncio.Event] = {}
@@ -217,6 +219,8 @@ class FakeServer:
         self.requests.append(request)
         self.calls[request.method, self._anonymous(path)] += 1
         reply = self._reply(request, prefix)
+        if self.losses and request.method == "POST":
+            reply = _raised(self.losses.popleft())
         for end, gate in tuple(self.gates.items()):
             if request.path.endswith(end):
                 await gate.wait()
@@ -226,10 +230,7 @@ class FakeServer:
         if self.broken is not None:
             raise self.broken
         if self.failures:
-            failure = self.failures.popleft()
-            if isinstance(failure, Exception):
-                raise failure
-            return failure
+            return _raised(self.failures.popleft())
         if not prefix:
             return self._control(request)
         sandbox_id = prefix.removeprefix("/vm/")
@@ -361,6 +362,12 @@ class FakeServer:
             self._removed.append((self._next(), sandbox_id, process_id))
             return _json({"process_id": process_id, "status": "removed"})
         return _json(self._row(job))
+
+
+def _raised(outcome: Exception | Reply) -> Reply:
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 def _json(body: Mapping[str, Any], *, status: int = 200) -> Reply:

@@ -18,7 +18,7 @@ import attrs
 from asyncsandbox._clock import Clock
 from asyncsandbox.agent import Agent
 from asyncsandbox.errors import ClientStateError
-from asyncsandbox.models import EndReason, JobInfo, JobResult, JobState
+from asyncsandbox.models import EndReason, JobResult, JobState
 from asyncsandbox.protocol import ProcessList, ProcessRow
 
 __all__ = ["Board", "Cell", "News", "Poller", "Waiter"]
@@ -57,6 +57,8 @@ class Cell:
         acknowledged: when its start was, on the client's clock.
         misses: good, whole lists in a row that lacked it.
         settling: whether its output is being fetched.
+        start_key: the key in its name on the wire, from which its output is found on a server that keeps none.
+        killed: whether it was killed from here.
     """
 
     __slots__ = (
@@ -66,17 +68,21 @@ class Cell:
         "board",
         "collect",
         "info",
+        "killed",
         "misses",
         "process_id",
         "removed",
         "result",
         "settling",
+        "start_key",
     )
 
-    def __init__(self, board: Board, info: JobInfo, *, acknowledged: float, collect: Sequence[str]) -> None:
+    def __init__(self, board: Board, row: ProcessRow, *, acknowledged: float, collect: Sequence[str]) -> None:
         self.board = board
-        self.process_id = info.process_id
-        self.info = info
+        self.process_id = row.info.process_id
+        self.info = row.info
+        self.start_key = row.start_key
+        self.killed = False
         self.result: JobResult | None = None
         self.removed = False
         self.collect = collect
@@ -86,11 +92,12 @@ class Cell:
         # Almost every job has one waiter or none: a tuple is the smallest thing that holds either.
         self._waiters: tuple[weakref.ref[Waiter], ...] = ()
 
-    def see(self, info: JobInfo) -> None:
+    def see(self, row: ProcessRow) -> None:
         """Take in what the server said. A final state is never taken back, nor what the result says."""
         self.misses = 0
-        if self.result is None and (not self.info.finished or info.finished):
-            self.info = info
+        self.start_key = row.start_key or self.start_key
+        if self.result is None and (not self.info.finished or row.info.finished):
+            self.info = row.info
 
     def subscribe(self, waiter: Waiter) -> None:
         """Tell `waiter` of the end."""
@@ -138,10 +145,12 @@ class News:
     Attributes:
         ended: jobs whose end is new, by server end time, each with the row that told of it.
         lost: jobs that are no longer there, each with the reason and whether its record was removed.
+        orphans: ids of jobs from starts that were given up, or sent again: nobody has a handle to them.
     """
 
     ended: Sequence[tuple[Cell, ProcessRow]] = ()
     lost: Sequence[tuple[Cell, str, bool]] = ()
+    orphans: Sequence[str] = ()
 
 
 class Board:
@@ -158,6 +167,8 @@ class Board:
         gap: seconds between the last two looks; None before the first.
         failures: looks in a row that gave an error.
         failing_since: when the first of them began; None while there are none.
+        good_looks: answers that were taken in so far.
+        good_since: when the request for the last of them was sent; None before the first.
     """
 
     def __init__(self, agent: Agent, poller: Poller) -> None:
@@ -169,6 +180,8 @@ class Board:
         self.gap: float | None = None
         self.failures = 0
         self.failing_since: float | None = None
+        self.good_looks = 0
+        self.good_since: float | None = None
         self._cells: weakref.WeakValueDictionary[str, Cell] = weakref.WeakValueDictionary()
         self._ended: weakref.WeakValueDictionary[str, Cell] = weakref.WeakValueDictionary()
         self._order: list[str] = []
@@ -179,6 +192,8 @@ class Board:
         self._strays: dict[str, tuple[ProcessRow, int]] = {}
         self._starts: dict[int, None] = {}
         self._tickets = 0
+        # Keys of starts that were in doubt, each with the one job that it may have; None = none.
+        self._settled: dict[str, str | None] = {}
 
     @property
     def since(self) -> str | None:
@@ -206,27 +221,36 @@ class Board:
         if not self._starts:
             self._strays.clear()
 
+    def settle(self, key: str, process_id: str | None) -> None:
+        """Note what came of a start that was in doubt. Any other job with its key is an orphan from now on."""
+        self._settled[key] = process_id
+
+    def claim(self, key: str) -> ProcessRow | None:
+        """Return the row of the job that the start with `key` made, if one was seen."""
+        return next((row for row, _ in self._strays.values() if row.start_key == key), None)
+
     def track(
-        self, info: JobInfo, *, started: bool, collect: Sequence[str] = ()
+        self, known: ProcessRow, *, started: bool, collect: Sequence[str] = ()
     ) -> tuple[Cell, ProcessRow | None]:
         """Return the cell of a job, and the row that told of its end before it was tracked, if one did.
 
         Args:
-            info: what is known of it.
+            known: what is known of it.
             started: whether its start was acknowledged just now. Any other job may have ended before the
                 cursor, so the next look sees everything.
             collect: glob patterns of files to bring along.
         """
-        cell = self._cells.get(info.process_id) or self._ended.get(info.process_id)
+        process_id = known.info.process_id
+        cell = self._cells.get(process_id) or self._ended.get(process_id)
         if cell is None:
-            cell = Cell(self, info, acknowledged=self.poller.clock.now(), collect=collect)
-            self._cells[info.process_id] = cell
-            self._order.append(info.process_id)
+            cell = Cell(self, known, acknowledged=self.poller.clock.now(), collect=collect)
+            self._cells[process_id] = cell
+            self._order.append(process_id)
             if not started:
                 self.cursor = None
-        row = self._strays.pop(info.process_id, (None, 0))[0]
+        row = self._strays.pop(process_id, (None, 0))[0]
         if row is not None:
-            cell.see(row.info)
+            cell.see(row)
         return cell, row if row is not None and row.info.finished else None
 
     def forget(self, cell: Cell) -> None:
@@ -241,14 +265,19 @@ class Board:
     def take_in(self, listing: ProcessList, *, asked: float) -> News:
         """Take in the answer to a look that was sent at `asked`, and return what it changed."""
         self.cursor = listing.cursor
+        self.good_looks += 1
+        self.good_since = asked
         self._drop_strays()
         ended = []
+        orphans = []
         for row in listing.rows:
             cell = self._cells.get(row.info.process_id)
             if cell is None:
                 self._keep_stray(row)
+                if self._is_orphan(row):
+                    orphans.append(row.info.process_id)
                 continue
-            cell.see(row.info)
+            cell.see(row)
             if row.info.finished and not cell.settling:
                 cell.settling = True
                 ended.append((cell, row))
@@ -260,7 +289,14 @@ class Board:
         ]
         if not listing.partial:
             lost += self._missing({row.info.process_id for row in listing.rows}, asked)
-        return News(ended=ended, lost=lost)
+        return News(ended=ended, lost=lost, orphans=orphans)
+
+    def _is_orphan(self, row: ProcessRow) -> bool:
+        """Whether a job that nobody tracks comes from a start of ours that was settled without it."""
+        key = row.start_key
+        if key is None or row.info.finished or key not in self._settled:
+            return False
+        return self._settled[key] != row.info.process_id
 
     def _missing(self, listed: set[str], asked: float) -> list[tuple[Cell, str, bool]]:
         """Count whom a whole list lacks. One list may be wrong; two that began after the start may not."""

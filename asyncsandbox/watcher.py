@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import weakref
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -65,6 +66,7 @@ class Watcher:
         self._loop_task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._fetches = asyncio.Semaphore(_FETCHES)
+        self._orphans: set[str] = set()
         self._lost: str | None = None
 
     # --- what is tracked ------------------------------------------------------------------------------------
@@ -82,7 +84,7 @@ class Watcher:
         self, board: Board, row: ProcessRow, *, started: bool = False, collect: Sequence[str] = ()
     ) -> Cell:
         """Return the cell of a job of which `row` tells; its end, if it has ended, is taken in."""
-        cell, ended = board.track(row.info, started=started, collect=collect)
+        cell, ended = board.track(row, started=started, collect=collect)
         if ended is not None or row.info.finished:
             self.deliver(cell, ended or row)
         elif (reason := self._lost or board.agent.closed) is not None:
@@ -96,10 +98,10 @@ class Watcher:
 
     def deliver(self, cell: Cell, row: ProcessRow) -> None:
         """Take in what one answer says of one job."""
-        cell.see(row.info)
+        cell.see(row)
         if row.info.finished and not cell.settling:
             cell.settling = True
-            self._apply(News(ended=[(cell, row)]))
+            self._apply(cell.board, News(ended=[(cell, row)]))
 
     def close_board(self, sandbox_id: str, reason: str) -> None:
         """Lose what has not ended in a sandbox that is gone."""
@@ -175,14 +177,19 @@ class Watcher:
     def _start_look(self, board: Board) -> asyncio.Task[Sequence[asyncio.Task[None]]]:
         return self._tasks.spawn(self._look(board), name=f"look at {board.agent.sandbox_id}")
 
-    async def look(self, boards: Iterable[Board]) -> None:
+    async def look(self, boards: Iterable[Board], *, since: float = math.inf) -> None:
         """Look at each of `boards` once, now, and return when what that told of is delivered.
+
+        Args:
+            boards: where to look.
+            since: a good look that began after this moment will do, on the client's clock.
 
         Never raises for what a look runs into. Cancellation: the looks go on.
         """
         boards = tuple(boards)
         if stale := [self._looking[board] for board in boards if board in self._looking]:
-            await asyncio.wait(stale)  # they began before the caller asked: not fresh enough
+            await asyncio.wait(stale)  # they may have begun before the caller asked: not fresh enough
+        boards = tuple(board for board in boards if board.good_since is None or board.good_since <= since)
         for board in boards:
             if board not in self._looking:
                 self._looking[board] = self._start_look(board)
@@ -204,7 +211,7 @@ class Watcher:
             began = self.clock.now()
             listing = protocol.decode_processes(reply, sandbox_id=board.agent.sandbox_id, since=since)
             news = board.take_in(listing, asked=asked)
-            settling = self._apply(news)
+            settling = self._apply(board, news)
         except (SandboxClosedError, EmbeddedServerError, ClientStateError) as exc:
             board.agent.gone(str(exc))
         except AsyncSandboxError as exc:
@@ -287,10 +294,14 @@ class Watcher:
             return "gone"
         return "paused" if info.status == "paused" else "there"
 
-    def _apply(self, news: News) -> list[asyncio.Task[None]]:
+    def _apply(self, board: Board, news: News) -> list[asyncio.Task[None]]:
         """Finish what can be finished now, and return the tasks that finish the rest."""
         for cell, reason, removed in news.lost:
             cell.lose(reason, removed=removed)
+        for process_id in news.orphans:
+            if process_id not in self._orphans:
+                self._orphans.add(process_id)
+                _ = self._tasks.promise(self._end_orphan(board, process_id), name=f"end orphan {process_id}")
         settling = []
         for cell, row in news.ended:
             result = complete_result(cell, row, limit=self._result_limit)
@@ -299,6 +310,15 @@ class Watcher:
             else:
                 cell.finish(result)
         return settling
+
+    async def _end_orphan(self, board: Board, process_id: str) -> None:
+        """Kill a job whose start was given up; if that fails, the next look tells of it again."""
+        try:
+            await board.agent.call(protocol.kill(process_id), what=f"killing orphan {process_id!r}")
+        except AsyncSandboxError as exc:
+            _log.warning("job %s, from a start that was given up, could not be killed: %s", process_id, exc)
+        finally:
+            self._orphans.discard(process_id)
 
     async def _settle(self, cell: Cell, row: ProcessRow) -> None:
         """Fetch what the row does not hold. The end is told in any case: no wait hangs on output."""

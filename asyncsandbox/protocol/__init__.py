@@ -21,6 +21,7 @@ from asyncsandbox.protocol._control import (
 from asyncsandbox.protocol._errors import decode_error, encode_error, retry_after
 from asyncsandbox.protocol._files import decode_files
 from asyncsandbox.protocol._messages import IDEMPOTENCY_KEY, FormPart, Lane, Reply, Request, get, json_object
+from asyncsandbox.protocol._names import CAPTURED, mark_name, new_start_key, unmark_name
 from asyncsandbox.protocol._processes import (
     EOF_HEADER,
     NEXT_OFFSET_HEADER,
@@ -33,6 +34,7 @@ from asyncsandbox.protocol._processes import (
     decode_processes,
     encode_process,
     kill,
+    kill_by_path,
     list_processes,
     process_path,
     read_output,
@@ -52,6 +54,7 @@ from asyncsandbox.protocol._scalars import timestamp, unix_time
 
 __all__ = [
     "BACKGROUND",
+    "CAPTURED",
     "EOF_HEADER",
     "FEATURES",
     "IDEMPOTENCY_KEY",
@@ -86,9 +89,12 @@ __all__ = [
     "get",
     "json_object",
     "kill",
+    "kill_by_path",
     "list_processes",
     "list_sandboxes",
+    "mark_name",
     "needs_inputs",
+    "new_start_key",
     "process_path",
     "read_output",
     "retry_after",
@@ -97,4 +103,5 @@ __all__ = [
     "start",
     "timestamp",
     "unix_time",
+    "unmark_name",
 ]

@@ -12,6 +12,7 @@ import attrs
 from asyncsandbox.errors import ProtocolError
 from asyncsandbox.models import EndReason, JobInfo, JobState, OutputChunk, StreamName
 from asyncsandbox.protocol._messages import Reply, Request, broken, get, json_object
+from asyncsandbox.protocol._names import unmark_name
 from asyncsandbox.protocol._scalars import (
     as_integer,
     as_number,
@@ -34,6 +35,7 @@ __all__ = [
     "decode_processes",
     "encode_process",
     "kill",
+    "kill_by_path",
     "list_processes",
     "process_path",
     "read_output",
@@ -54,11 +56,13 @@ class ProcessRow:
         info: the record.
         stdout: all of its stdout; None when the row does not hold all of it.
         stderr: the same for stderr.
+        start_key: the key in its name on the wire; None when it has none.
     """
 
     info: JobInfo
     stdout: bytes | None = None
     stderr: bytes | None = None
+    start_key: str | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -100,6 +104,13 @@ def kill(process_id: str) -> Request:
         json={"process_id": process_id},
         repeatable=True,
         lane="end",
+    )
+
+
+def kill_by_path(process_id: str) -> Request:
+    """``POST /execute/kill/{id}``, which older servers have instead (D0, and the SDKs)."""
+    return Request(
+        method="POST", path=f"/execute/kill/{quote(process_id, safe='')}", repeatable=True, lane="end"
     )
 
 
@@ -185,11 +196,11 @@ _STATES: Final[Mapping[str, JobState]] = {
 }
 
 
-def _state(row: Mapping[str, Any], *, exit_code: int | None, ended: bool) -> JobState:
+def _state(row: Mapping[str, Any], *, exit_code: int | None, signal: int | None, ended: bool) -> JobState:
     """Read a state from a row. An unknown word is running, unless the row shows an end (design section 3)."""
     state = _STATES.get(str(row.get("status", "")).lower())
     if state is None:
-        if not ended and exit_code is None:
+        if not ended and exit_code is None and signal is None:
             return JobState.RUNNING
         return JobState.COMPLETED if exit_code == 0 else JobState.FAILED
     if state is JobState.FAILED:
@@ -197,14 +208,22 @@ def _state(row: Mapping[str, Any], *, exit_code: int | None, ended: bool) -> Job
             return JobState.TIMED_OUT
         if row.get("end_reason") == EndReason.LOST:
             return JobState.LOST
-    if state is JobState.COMPLETED and (
-        exit_code not in (None, 0) or as_integer(row.get("signal")) is not None
-    ):
+    if state is JobState.COMPLETED and (exit_code not in (None, 0) or signal is not None):
         return JobState.FAILED
     return state
 
 
-def _end_reason(row: Mapping[str, Any], state: JobState, *, exit_code: int | None) -> EndReason | None:
+def _ending(row: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Return signal and exit code, of which there is at most one. Some servers write a signal as -9."""
+    signal, exit_code = as_integer(row.get("signal")), as_integer(row.get("exit_code"))
+    if signal is None and exit_code is not None and exit_code < 0:
+        signal = -exit_code
+    return signal, None if signal is not None else exit_code
+
+
+def _end_reason(
+    row: Mapping[str, Any], state: JobState, *, exit_code: int | None, signal: int | None
+) -> EndReason | None:
     if not state.finished:
         return None
     try:
@@ -215,6 +234,8 @@ def _end_reason(row: Mapping[str, Any], state: JobState, *, exit_code: int | Non
             JobState.KILLED: EndReason.KILLED,
             JobState.LOST: EndReason.LOST,
         }
+        if signal is not None:
+            return implied.get(state, EndReason.SIGNAL)
         fallback = EndReason.UNKNOWN if exit_code is None else EndReason.EXIT
         return implied.get(state, fallback)
 
@@ -240,19 +261,19 @@ def decode_process(row: Mapping[str, Any], *, sandbox_id: str) -> ProcessRow:
             f"sandbox {sandbox_id!r} lists a process without an id", detail="process_id is missing"
         )
     ended_at = unix_time(first_of(row, "completed_at", "end_time"))
-    signal = as_integer(row.get("signal"))
-    exit_code = None if signal is not None else as_integer(row.get("exit_code"))
-    state = _state(row, exit_code=exit_code, ended=ended_at is not None)
+    name, start_key = unmark_name(as_text(row.get("name")))
+    signal, exit_code = _ending(row)
+    state = _state(row, exit_code=exit_code, signal=signal, ended=ended_at is not None)
     stdout = _row_output(row, "stdout", finished=state.finished)
     stderr = _row_output(row, "stderr", finished=state.finished)
     info = JobInfo(
         process_id=process_id,
         sandbox_id=sandbox_id,
-        name=as_text(row.get("name")),
+        name=name,
         language=as_text(row.get("language")) or "",
         state=state,
         raw_status=str(row.get("status", "")),
-        end_reason=_end_reason(row, state, exit_code=exit_code),
+        end_reason=_end_reason(row, state, exit_code=exit_code, signal=signal),
         exit_code=exit_code,
         signal=signal,
         pid=as_integer(row.get("pid")),
@@ -267,7 +288,7 @@ def decode_process(row: Mapping[str, Any], *, sandbox_id: str) -> ProcessRow:
         stdout_truncated=row.get("stdout_truncated") is True,
         stderr_truncated=row.get("stderr_truncated") is True,
     )
-    return ProcessRow(info=info, stdout=stdout, stderr=stderr)
+    return ProcessRow(info=info, stdout=stdout, stderr=stderr, start_key=start_key)
 
 
 def _items(value: object) -> list[object]:

@@ -282,20 +282,6 @@ async def test_a_lost_reply_to_a_start_is_repeated_with_the_same_key(
     assert set(server.sandboxes[sandbox.id]) == {job.process_id, "bg_" + str(int(job.process_id[3:]) - 1)}
 
 
-async def test_without_keys_an_ambiguous_start_is_not_repeated(stock: FakeServer) -> None:
-    """Repeating it might run the job twice."""
-    async with FakeClient(stock) as client:
-        sandbox = await client.create_sandbox()
-        await sandbox.run_code_background("pass")
-        stock.failures.append(ConnectError("broke", method="POST", url="http://fake"))
-        with pytest.raises(ConnectError):
-            await sandbox.run_code_background("pass")
-        refused = ConnectError("refused", method="POST", url="http://fake", sent=False)
-        stock.failures.append(refused)
-        await stock.clock.run(sandbox.run_code_background("pass"))
-        assert len(stock.sandboxes[sandbox.id]) == 2
-
-
 async def test_start_all_bounds_requests_in_flight(server: FakeServer, sandbox: Sandbox) -> None:
     """Input is read only as there is room."""
     gate = server.gates["/execute/background"] = asyncio.Event()

@@ -20,7 +20,7 @@ from asyncsandbox import (
     as_completed,
     wait_all,
 )
-from asyncsandbox.protocol import Reply
+from asyncsandbox.protocol import ProcessRow, Reply
 from asyncsandbox.testing import FakeClient, FakeServer
 
 
@@ -280,7 +280,7 @@ async def test_a_final_state_is_never_taken_back(server: FakeServer, sandbox: Sa
     job = await sandbox.run_code_background("pass")
     server.finish(job.process_id)
     await server.clock.run(job.wait())
-    job._cell.see(JobInfo(process_id=job.process_id))
+    job._cell.see(ProcessRow(info=JobInfo(process_id=job.process_id)))
     assert job.state is JobState.COMPLETED
 
 

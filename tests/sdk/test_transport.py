@@ -216,17 +216,6 @@ async def test_lasting_failure_is_told_after_four_tries(scripted: Scripted, clie
     assert client.stats.requests == 4
 
 
-async def test_a_start_without_a_key_is_not_repeated_after_a_500(scripted: Scripted, client: Client) -> None:
-    """The server may have started it."""
-    sandbox = await client.create_sandbox()
-    await sandbox._agent.headers()
-    sandbox._agent._features = {}
-    scripted.script = [answer(503)]
-    with pytest.raises(ServerError):
-        await sandbox.run_code_background("pass")
-    assert [request.path for request in scripted.seen][-1] == "/vm/s-1/execute/background"
-
-
 @pytest.mark.parametrize(
     ("body", "headers"),
     [

@@ -24,7 +24,7 @@ _CLIENT = (
     ("tracking",),
     ("results",),
     ("watcher",),
-    ("jobs",),
+    ("jobs", "adoption"),
     ("waiting", "starting"),
     ("groups", "files", "commands", "environment"),
     ("sandbox",),

@@ -1,0 +1,69 @@
+"""Finds out what became of a start whose answer was lost, on servers that know no idempotency keys.
+
+The name on the wire carries a key (`asyncsandbox.protocol.mark_name`). If the list shows it, the job is there
+and is adopted; if good lists go on lacking it, the request never arrived and may be sent again. Should a job
+turn up after all that nobody expects any more, the watcher kills it: nothing runs without a handle, and
+nothing twice.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import attrs
+
+from asyncsandbox._clock import sleep
+from asyncsandbox.errors import APIError, RequestTimeoutError, TransportError
+from asyncsandbox.protocol import ProcessRow
+from asyncsandbox.tracking import Board
+from asyncsandbox.watcher import Watcher
+
+__all__ = ["Verdict", "is_ambiguous", "settle_start"]
+
+_LOOKS: Final = (0.05, 0.2, 0.5, 1.0, 2.0)
+"""Seconds before each look for a start that nobody answered."""
+
+_PROMPT_LOOKS: Final = (0.05,)
+"""The same for one that the server itself refused with an error: it is done with it."""
+
+_SERVER_ERROR: Final = 500
+_REFUSED: Final = frozenset({500, 503})
+
+
+@attrs.frozen(kw_only=True)
+class Verdict:
+    """What is known of a start.
+
+    Attributes:
+        row: the job that it made; None when there is none.
+        again: whether it may be sent once more.
+    """
+
+    row: ProcessRow | None = None
+    again: bool = False
+
+
+def is_ambiguous(error: Exception) -> bool:
+    """Return whether a start that failed with `error` may have happened."""
+    if isinstance(error, TransportError):
+        return error.sent
+    return isinstance(error, APIError) and (error.status or 0) >= _SERVER_ERROR
+
+
+async def settle_start(board: Board, key: str, error: Exception, *, watcher: Watcher) -> Verdict:
+    """Look for the start with `key` until it is found, or surely did not happen.
+
+    Never raises for what the looks run into. With no good look at all nothing is known: not again.
+    """
+    refused = isinstance(error, APIError) and error.status in _REFUSED
+    good = 0
+    for delay in _PROMPT_LOOKS if refused else _LOOKS:
+        before, moment = board.good_looks, watcher.clock.now()
+        await sleep(watcher.clock, delay)
+        await watcher.look([board], since=moment)
+        row = board.claim(key)
+        if row is not None:
+            return Verdict(row=row)
+        good += board.good_looks > before
+    # A server that was silent for so long may still be at it: what it makes now would be a second job.
+    return Verdict(again=good > 0 and not isinstance(error, RequestTimeoutError))
