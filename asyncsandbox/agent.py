@@ -41,6 +41,7 @@ class Agent:
         self.channel = channel
         self.control = control
         self.info: SandboxInfo | None = None
+        self.lists_output = False  # whether a list of this server ever had output in it
         self.board: object = None  # kept here for the watcher, so that it lives as long as any handle does
         self._grant: TokenGrant | None = None
         self._features: Mapping[str, int] | None = None
@@ -90,6 +91,11 @@ class Agent:
         return SandboxClosedError(
             f"sandbox {self.sandbox_id!r} cannot be used: {self._closed}", sandbox_id=self.sandbox_id
         )
+
+    @property
+    def speaks_ours(self) -> bool:
+        """Whether the server has any of our extensions, as far as is known. No I/O."""
+        return bool(self._features)
 
     async def announces(self, feature: str) -> bool:
         """Return whether the agent announces one of our extensions."""

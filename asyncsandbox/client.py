@@ -430,6 +430,7 @@ class Client:
         try:
             if self._embedded is None:  # an embedded server ends its sandboxes by itself, and faster
                 await self._settle()
+                await self.watcher.sweep(set(self._agents) - set(self._own))
                 await asyncio.gather(*(self._end_quietly(sandbox) for sandbox in tuple(self._own.values())))
                 await self._settle()
         finally:

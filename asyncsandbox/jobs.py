@@ -7,12 +7,13 @@ import logging
 from collections.abc import AsyncIterator, Generator, Iterable
 from typing import TYPE_CHECKING, Final
 
-from asyncsandbox import protocol
+from asyncsandbox import capture, protocol
 from asyncsandbox._clock import Clock, sleep
 from asyncsandbox.agent import Agent
 from asyncsandbox.backoff import next_gap
 from asyncsandbox.errors import (
     APIError,
+    ConflictError,
     InvalidRequestError,
     JobNotFinishedError,
     JobRemovedError,
@@ -299,7 +300,39 @@ class Job:
                 raise InvalidRequestError(f"{name} must be a whole number of bytes, not {value!r}")
         if limit < 1:
             raise InvalidRequestError(f"limit must be at least 1 byte, not {limit!r}")
-        return await read_chunk(self._cell.board.agent, self.process_id, stream, offset=offset, limit=limit)
+        cell = self._cell
+        if await cell.board.agent.announces("output"):
+            return await read_chunk(cell.board.agent, self.process_id, stream, offset=offset, limit=limit)
+        return await self._read_captured(stream, offset=offset, limit=limit)
+
+    async def _read_captured(self, stream: StreamName, *, offset: int, limit: int) -> OutputChunk:
+        cell = self._cell
+        whole = self._whole(stream)
+        if whole is None and cell.start_key is None:
+            await self.refresh()  # a handle by id alone does not know yet where the output is kept
+            whole = self._whole(stream)
+        if whole is not None:
+            begin = max(0, len(whole) + offset) if offset < 0 else min(offset, len(whole))
+            data = whole[begin : begin + limit]
+            following = begin + len(data)
+            return OutputChunk(data=data, offset=begin, next_offset=following, eof=following == len(whole))
+        if cell.start_key is None:
+            # The list is all that there is: this says so.
+            return await read_chunk(cell.board.agent, self.process_id, stream, offset=offset, limit=limit)
+        if not cell.info.finished:
+            await self.refresh()
+        return await capture.read_output(
+            cell.board.agent, cell.start_key, stream, offset=offset, limit=limit, finished=cell.info.finished
+        )
+
+    def _whole(self, stream: StreamName) -> bytes | None:
+        """Return all that the job wrote, if that is here."""
+        result = self._cell.result
+        if result is None or result.output_error is not None:
+            return None
+        if stream == "stdout":
+            return None if result.stdout_truncated else result.stdout_bytes
+        return None if result.stderr_truncated else result.stderr_bytes
 
     async def follow(self) -> AsyncIterator[OutputEvent]:
         """Yield what the job writes, as it comes, until it has ended and everything was yielded.
@@ -339,12 +372,23 @@ class Job:
             ConflictError: the job has not ended; kill it first.
         """
         agent = self._cell.board.agent
+        if self._cell.start_key is not None:
+            await self._remove_captured(agent, self._cell.start_key)
+            return
         await agent.require("record", what=f"removing job {self.process_id!r}")
         request = Request(method="DELETE", path=protocol.process_path(self.process_id), repeatable=True)
         try:
             await agent.call(request, what=f"removing job {self.process_id!r}")
         except NotFoundError:
             return
+
+    async def _remove_captured(self, agent: Agent, key: str) -> None:
+        """Remove the output; a stock server's record of the job stays as long as that server likes."""
+        if not self._cell.info.finished:
+            raise ConflictError(
+                f"job {self.process_id!r} is {self.state}; kill it before removing it", code="CONFLICT"
+            )
+        await capture.remove_captured(agent, [key])
 
 
 async def kill_all(jobs: Iterable[Job]) -> None:

@@ -7,24 +7,39 @@ import posixpath
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
-from asyncsandbox import protocol
+import attrs
+
+from asyncsandbox import capture, protocol
 from asyncsandbox.agent import Agent
+from asyncsandbox.capture import Captured
 from asyncsandbox.errors import (
     AsyncSandboxError,
     InvalidRequestError,
     NotFoundError,
     PermissionDeniedError,
 )
-from asyncsandbox.models import FileInfo, JobInfo, JobResult, OutputChunk, StreamName
+from asyncsandbox.models import EndReason, FileInfo, JobInfo, JobResult, JobState, OutputChunk, StreamName
 from asyncsandbox.protocol import ProcessRow
 from asyncsandbox.tracking import Cell
 
-__all__ = ["bare_result", "complete_result", "fetch_result", "read_chunk"]
+__all__ = ["bare_result", "complete_result", "fetch_result", "last_word", "read_chunk"]
 
 _COLLECT_LIMIT: Final = 64 * 1024 * 1024
 _CHUNK: Final = 1024 * 1024
 
 _WORKSPACE: Final = "/workspace"
+
+_PLAIN_TEXT: Final = 16 * 1024
+"""Bytes of a stream up to which a stock server is trusted to have listed all of it."""
+
+_REPLACEMENT: Final = "\ufffd".encode()
+"""What servers put in the place of bytes that are no UTF-8."""
+
+_FIRST_ODD_CODE: Final = 126
+"""From here on an exit code may be a shell's word for something else, such as a signal."""
+
+_SLACK: Final = 0.5
+"""Seconds by which a server's time-out may be early."""
 
 
 def _build(
@@ -60,37 +75,146 @@ def complete_result(cell: Cell, row: ProcessRow, *, limit: int) -> JobResult | N
     """Return the result if the row alone holds all of it; None when something must be fetched."""
     if row.stdout is None or row.stderr is None or cell.collect:
         return None
-    return _build(row.info, row.stdout, row.stderr, limit=limit, files={}, error=None)
+    if cell.start_key is not None and not _tells_all(cell, row.stdout, row.stderr):
+        return None
+    return _build(_judge(cell), row.stdout, row.stderr, limit=limit, files={}, error=None)
 
 
-def bare_result(row: ProcessRow, *, limit: int, problem: str) -> JobResult:
+def bare_result(cell: Cell, row: ProcessRow, *, limit: int, problem: str) -> JobResult:
     """Return the result with what the row holds, and why there is no more."""
-    return _build(row.info, row.stdout or b"", row.stderr or b"", limit=limit, files={}, error=problem)
+    return _build(cell.info, row.stdout or b"", row.stderr or b"", limit=limit, files={}, error=problem)
 
 
 async def fetch_result(cell: Cell, row: ProcessRow, *, limit: int) -> JobResult:
     """Fetch what the row does not hold. What cannot be had is told in `output_error`; nothing is raised."""
-    agent, info = cell.board.agent, row.info
     problems: list[str] = []
-
-    async def stream_end(stream: StreamName, known: bytes | None, size: int | None) -> bytes:
-        if known is not None:
-            return known
-        try:
-            return await _tail(agent, info.process_id, stream, size=size, limit=limit)
-        except AsyncSandboxError as exc:
-            problems.append(f"{stream} could not be read: {exc}")
-            return b""
-
-    stdout = await stream_end("stdout", row.stdout, info.stdout_size)
-    stderr = await stream_end("stderr", row.stderr, info.stderr_size)
+    if cell.start_key is not None:
+        info, stdout, stderr = await _fetch_captured(
+            cell, cell.start_key, row, limit=limit, problems=problems
+        )
+    else:
+        info = _judge(cell)
+        stdout = await _fetch_stream(cell, "stdout", row.stdout, limit=limit, problems=problems)
+        stderr = await _fetch_stream(cell, "stderr", row.stderr, limit=limit, problems=problems)
     files: dict[str, bytes] = {}
     if cell.collect:
         try:
-            await _collect(agent, info.working_dir or _WORKSPACE, cell.collect, into=files)
+            await _collect(cell.board.agent, info.working_dir or _WORKSPACE, cell.collect, into=files)
         except AsyncSandboxError as exc:
             problems.append(f"files could not be collected: {exc}")
     return _build(info, stdout, stderr, limit=limit, files=files, error="; ".join(problems) or None)
+
+
+async def last_word(cell: Cell, *, limit: int) -> JobResult | None:
+    """Return the result of a job that its server lists no more, if it left one in files; None otherwise."""
+    assert cell.start_key is not None
+    captured = await capture.read_captured(cell.board.agent, cell.start_key)
+    if captured is None:
+        return None
+    info = _merge(cell, captured)
+    return _build(info, captured.stdout.end, captured.stderr.end, limit=limit, files={}, error=None)
+
+
+def _tells_all(cell: Cell, stdout: bytes, stderr: bytes) -> bool:
+    """Whether a stock server's row is as good as the files: little text, a plain end, and output at all."""
+    if not (stdout or stderr or cell.board.agent.lists_output):
+        return False
+    if max(len(stdout), len(stderr)) > _PLAIN_TEXT or _REPLACEMENT in stdout + stderr:
+        return False
+    code = cell.info.exit_code
+    return code is not None and 0 <= code < _FIRST_ODD_CODE
+
+
+def _judge(cell: Cell) -> JobInfo:
+    """Return the record with the end that it must have been, where a stock server only says that it failed."""
+    info = cell.info
+    if info.state not in (JobState.FAILED, JobState.KILLED) or cell.board.agent.speaks_ours:
+        return info
+    if info.exit_code is not None and 0 < info.exit_code < _FIRST_ODD_CODE:
+        return info
+    if cell.killed:
+        return _ended(info, JobState.KILLED, EndReason.KILLED)
+    if info.timeout is not None and info.duration is not None and info.duration >= info.timeout - _SLACK:
+        return _ended(info, JobState.TIMED_OUT, EndReason.TIMEOUT)
+    return info
+
+
+def _ended(info: JobInfo, state: JobState, reason: EndReason) -> JobInfo:
+    return attrs.evolve(info, state=state, end_reason=reason, exit_code=None, signal=None)
+
+
+def _merge(cell: Cell, captured: Captured) -> JobInfo:
+    """Return the record with what the job itself left word of."""
+    info = attrs.evolve(
+        cell.info,
+        exit_code=captured.exit_code,
+        signal=captured.signal,
+        started_at=cell.info.started_at or captured.started_at,
+        ended_at=cell.info.ended_at or captured.ended_at,
+        stdout_size=captured.stdout.size,
+        stderr_size=captured.stderr.size,
+        stdout_truncated=captured.stdout.cut,
+        stderr_truncated=captured.stderr.cut,
+    )
+    if captured.refused is not None:
+        return attrs.evolve(info, state=JobState.FAILED, end_reason=EndReason.UNKNOWN)
+    if captured.exit_code == 0:
+        return attrs.evolve(info, state=JobState.COMPLETED, end_reason=EndReason.EXIT)
+    if captured.exit_code is not None:
+        return attrs.evolve(info, state=JobState.FAILED, end_reason=EndReason.EXIT)
+    if cell.killed or info.state in (JobState.KILLED, JobState.TIMED_OUT):
+        state = JobState.KILLED if cell.killed else info.state
+        return attrs.evolve(
+            info, state=state, end_reason=EndReason.KILLED if state is JobState.KILLED else EndReason.TIMEOUT
+        )
+    if info.timeout is not None and info.duration is not None and info.duration >= info.timeout - _SLACK:
+        return attrs.evolve(info, state=JobState.TIMED_OUT, end_reason=EndReason.TIMEOUT)
+    return attrs.evolve(info, state=JobState.FAILED, end_reason=EndReason.SIGNAL)
+
+
+async def _fetch_captured(
+    cell: Cell, key: str, row: ProcessRow, *, limit: int, problems: list[str]
+) -> tuple[JobInfo, bytes, bytes]:
+    agent = cell.board.agent
+    try:
+        captured = await capture.read_captured(agent, key)
+        if captured is not None:
+            problems += [
+                f"{name} could not be kept: {stream.error}"
+                for name, stream in (("stdout", captured.stdout), ("stderr", captured.stderr))
+                if stream.error is not None
+            ]
+            refused = b"" if captured.refused is None else f"{captured.refused}\n".encode()
+            return _merge(cell, captured), captured.stdout.end, captured.stderr.end or refused
+        stdout = await _partial(agent, key, "stdout", row.stdout, limit=limit)
+        stderr = await _partial(agent, key, "stderr", row.stderr, limit=limit)
+    except AsyncSandboxError as exc:
+        problems.append(f"output could not be read: {exc}")
+        return _judge(cell), row.stdout or b"", row.stderr or b""
+    info = _judge(cell)
+    if row.stdout is None and info.end_reason is EndReason.EXIT:
+        problems.append("the server lists no output, and what the job kept of it was not found")
+    return info, stdout, stderr
+
+
+async def _partial(agent: Agent, key: str, stream: StreamName, known: bytes | None, *, limit: int) -> bytes:
+    """Return the end of what a job wrote that was ended before it could say so."""
+    kept = await capture.read_output(agent, key, stream, offset=-limit, limit=limit, finished=False)
+    return kept.data or known or b""
+
+
+async def _fetch_stream(
+    cell: Cell, stream: StreamName, known: bytes | None, *, limit: int, problems: list[str]
+) -> bytes:
+    if known is not None:
+        return known
+    info = cell.info
+    size = info.stdout_size if stream == "stdout" else info.stderr_size
+    try:
+        return await _tail(cell.board.agent, info.process_id, stream, size=size, limit=limit)
+    except AsyncSandboxError as exc:
+        problems.append(f"{stream} could not be read: {exc}")
+        return b""
 
 
 async def read_chunk(

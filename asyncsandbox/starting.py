@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import attrs
 
-from asyncsandbox import protocol
+from asyncsandbox import capture, protocol
 from asyncsandbox._tasks import Tasks
 from asyncsandbox.adoption import is_ambiguous, settle_start
 from asyncsandbox.agent import Agent
@@ -86,8 +86,6 @@ class Starter:
     async def code(self, spec: JobSpec) -> Job:
         """Start a background job from a spec. See `start`."""
         body = protocol.encode_code(spec)
-        if needed := protocol.needs_inputs(body):
-            await self._agent.require("inputs", what=f"starting a job with {', '.join(needed)}")
         return await self.start(protocol.BACKGROUND, body, spec=spec)
 
     async def start(self, path: str, body: Mapping[str, Any], *, spec: JobSpec | None) -> Job:
@@ -106,12 +104,26 @@ class Starter:
             if await self._agent.announces("idempotency"):
                 row = await self._post(path, body, key=uuid.uuid4().hex)
             else:
-                row = await self._post_once(board, path, body, key=protocol.new_start_key(captured=False))
+                row = await self._start_stock(board, path, body)
             collect = () if spec is None else spec.collect
             cell = self._watcher.track(board, row, started=True, collect=collect)
         finally:
             board.end_start(ticket)
         return Job(cell, watcher=self._watcher, sandbox=self._sandbox, spec=spec)
+
+    async def _start_stock(self, board: Board, path: str, body: Mapping[str, Any]) -> ProcessRow:
+        """Start a job on a server that has only the contract, so that its output is kept in any case."""
+        key = protocol.new_start_key()
+        sent = capture.wrap(path, body, key=key, inline=self._watcher.result_limit)
+        row = await self._post_once(board, path, sent, key=key)
+        known = attrs.evolve(
+            row.info,
+            name=body.get("name"),
+            language=body.get("language", ""),
+            timeout=float(body["timeout"]),
+            working_dir=capture.directory(key) if "own_directory" in body else body.get("working_dir"),
+        )
+        return attrs.evolve(row, info=known)
 
     async def _post(self, path: str, body: Mapping[str, Any], *, key: str | None = None) -> ProcessRow:
         reply = await self._agent.call(protocol.start(path, body, key=key), what="starting a job")
@@ -137,13 +149,8 @@ class Starter:
                 row = verdict.row
             if doubt:
                 board.settle(key, row.info.process_id)
-            return _renamed(row, body)
+            return row
         raise AssertionError("the last try returns or raises")
-
-
-def _renamed(row: ProcessRow, body: Mapping[str, Any]) -> ProcessRow:
-    """Return the row with the user's name, whatever the server made of the one that it was sent."""
-    return attrs.evolve(row, info=attrs.evolve(row.info, name=body.get("name")))
 
 
 class _Pipeline:

@@ -18,7 +18,7 @@ import attrs
 from asyncsandbox._clock import Clock
 from asyncsandbox.agent import Agent
 from asyncsandbox.errors import ClientStateError
-from asyncsandbox.models import EndReason, JobResult, JobState
+from asyncsandbox.models import EndReason, JobInfo, JobResult, JobState
 from asyncsandbox.protocol import ProcessList, ProcessRow
 
 __all__ = ["Board", "Cell", "News", "Poller", "Waiter"]
@@ -57,7 +57,8 @@ class Cell:
         acknowledged: when its start was, on the client's clock.
         misses: good, whole lists in a row that lacked it.
         settling: whether its output is being fetched.
-        start_key: the key in its name on the wire, from which its output is found on a server that keeps none.
+        start_key: the key in its name on the wire, below which its output is kept (`asyncsandbox.capture`); None on
+            a server that keeps it itself.
         killed: whether it was killed from here.
     """
 
@@ -97,7 +98,20 @@ class Cell:
         self.misses = 0
         self.start_key = row.start_key or self.start_key
         if self.result is None and (not self.info.finished or row.info.finished):
-            self.info = row.info
+            self.info = self._completed(row.info)
+
+    def _completed(self, info: JobInfo) -> JobInfo:
+        """Fill in what was known before and the row leaves open, as those of a stock server do."""
+        before = self.info
+        if info.timeout is not None and info.working_dir is not None:
+            return info
+        return attrs.evolve(
+            info,
+            name=info.name or before.name,
+            language=before.language or info.language,
+            timeout=before.timeout if info.timeout is None else info.timeout,
+            working_dir=info.working_dir or before.working_dir,
+        )
 
     def subscribe(self, waiter: Waiter) -> None:
         """Tell `waiter` of the end."""
@@ -112,6 +126,14 @@ class Cell:
         if self.result is not None:
             return
         self.result = result
+        if result.state is not self.info.state or result.exit_code != self.info.exit_code:
+            self.info = attrs.evolve(
+                self.info,
+                state=result.state,
+                end_reason=result.end_reason,
+                exit_code=result.exit_code,
+                signal=result.signal,
+            )
         self.board.forget(self)
         waiters, self._waiters = self._waiters, ()
         for ref in waiters:
@@ -134,7 +156,6 @@ class Cell:
             output_error=reason,
             timeout=self.info.timeout,
         )
-        self.info = attrs.evolve(self.info, state=JobState.LOST, end_reason=EndReason.LOST)
         self.finish(lost)
 
 

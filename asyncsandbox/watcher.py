@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 from asyncsandbox import protocol
@@ -27,9 +27,10 @@ from asyncsandbox.errors import (
     SandboxClosedError,
     TransportError,
 )
-from asyncsandbox.models import JobInfo, PollPolicy
+from asyncsandbox.models import JobInfo, JobResult, PollPolicy
 from asyncsandbox.protocol import ProcessRow
-from asyncsandbox.results import bare_result, complete_result, fetch_result
+from asyncsandbox.results import bare_result, complete_result, fetch_result, last_word
+from asyncsandbox.sweeping import Sweeper
 from asyncsandbox.tracking import Board, Cell, News, Waiter
 
 __all__ = ["Watcher"]
@@ -59,7 +60,7 @@ class Watcher:
         self.clock = clock
         self._uniform = uniform
         self._tasks = tasks
-        self._result_limit = result_limit
+        self.result_limit = result_limit
         self._boards: weakref.WeakValueDictionary[str, Board] = weakref.WeakValueDictionary()
         self._wanted: set[Board] = set()
         self._looking: dict[Board, asyncio.Task[Sequence[asyncio.Task[None]]]] = {}
@@ -67,6 +68,7 @@ class Watcher:
         self._wake = asyncio.Event()
         self._fetches = asyncio.Semaphore(_FETCHES)
         self._orphans: set[str] = set()
+        self._sweeper = Sweeper(clock=clock, tasks=tasks)
         self._lost: str | None = None
 
     # --- what is tracked ------------------------------------------------------------------------------------
@@ -119,6 +121,10 @@ class Watcher:
         self._lost = reason
         for sandbox_id in list(self._boards):
             self.close_board(sandbox_id, reason)
+
+    async def sweep(self, sandbox_ids: Collection[str]) -> None:
+        """Delete now what finished jobs left in these sandboxes. Never raises for what that runs into."""
+        await self._sweeper.sweep(board for key, board in self._boards.items() if key in sandbox_ids)
 
     # --- who waits ------------------------------------------------------------------------------------------
 
@@ -296,20 +302,32 @@ class Watcher:
 
     def _apply(self, board: Board, news: News) -> list[asyncio.Task[None]]:
         """Finish what can be finished now, and return the tasks that finish the rest."""
+        settling = []
         for cell, reason, removed in news.lost:
-            cell.lose(reason, removed=removed)
+            if cell.start_key is not None and not removed:
+                cell.settling = True
+                work = self._settle_lost(cell, reason)
+                settling.append(self._tasks.spawn(work, name=f"look for {cell.process_id}"))
+            else:
+                cell.lose(reason, removed=removed)
         for process_id in news.orphans:
             if process_id not in self._orphans:
                 self._orphans.add(process_id)
                 _ = self._tasks.promise(self._end_orphan(board, process_id), name=f"end orphan {process_id}")
-        settling = []
         for cell, row in news.ended:
-            result = complete_result(cell, row, limit=self._result_limit)
+            board.agent.lists_output |= bool(row.stdout or row.stderr)
+            result = complete_result(cell, row, limit=self.result_limit)
             if result is None:
                 settling.append(self._tasks.spawn(self._settle(cell, row), name=f"fetch {cell.process_id}"))
             else:
-                cell.finish(result)
+                self._finish(cell, result)
         return settling
+
+    def _finish(self, cell: Cell, result: JobResult) -> None:
+        cell.finish(result)
+        whole = not (result.stdout_truncated or result.stderr_truncated or result.output_error)
+        if cell.start_key is not None and whole:
+            self._sweeper.add(cell.board, cell.start_key)  # the handle has all of it
 
     async def _end_orphan(self, board: Board, process_id: str) -> None:
         """Kill a job whose start was given up; if that fails, the next look tells of it again."""
@@ -325,9 +343,21 @@ class Watcher:
         problem = "the client was closed before the output was read"
         try:
             async with self._fetches:
-                cell.finish(await fetch_result(cell, row, limit=self._result_limit))
+                self._finish(cell, await fetch_result(cell, row, limit=self.result_limit))
         except Exception as exc:  # noqa: BLE001 - whatever is wrong with the output, the job has ended
             _log.exception("the output of job %s could not be fetched", cell.process_id)
             problem = f"the output could not be read: {exc}"
         finally:
-            cell.finish(bare_result(row, limit=self._result_limit, problem=problem))
+            cell.finish(bare_result(cell, row, limit=self.result_limit, problem=problem))
+
+    async def _settle_lost(self, cell: Cell, reason: str) -> None:
+        """Look for what a job left before it is given up: its server may only have forgotten it."""
+        try:
+            async with self._fetches:
+                result = await last_word(cell, limit=self.result_limit)
+            if result is not None:
+                self._finish(cell, result)
+        except AsyncSandboxError as exc:
+            _log.debug("nothing was found of lost job %s: %s", cell.process_id, exc)
+        finally:
+            cell.lose(reason)

@@ -21,7 +21,7 @@ from asyncsandbox.protocol._control import (
 from asyncsandbox.protocol._errors import decode_error, encode_error, retry_after
 from asyncsandbox.protocol._files import decode_files
 from asyncsandbox.protocol._messages import IDEMPOTENCY_KEY, FormPart, Lane, Reply, Request, get, json_object
-from asyncsandbox.protocol._names import CAPTURED, mark_name, new_start_key, unmark_name
+from asyncsandbox.protocol._names import mark_name, new_start_key, unmark_name
 from asyncsandbox.protocol._processes import (
     EOF_HEADER,
     NEXT_OFFSET_HEADER,
@@ -54,7 +54,6 @@ from asyncsandbox.protocol._scalars import timestamp, unix_time
 
 __all__ = [
     "BACKGROUND",
-    "CAPTURED",
     "EOF_HEADER",
     "FEATURES",
     "IDEMPOTENCY_KEY",

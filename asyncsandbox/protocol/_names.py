@@ -1,7 +1,7 @@
 """Names on the wire of servers without idempotency keys: the user's own, and the key that tells a start apart.
 
-Ours. Such a server keeps nothing of a start but its name, so the name carries the key: ``build~4f21…``. A key
-that begins with ``c`` belongs to a job whose output is kept in files (`asyncsandbox.capture`).
+Ours. Such a server keeps nothing of a start but its name, so the name carries the key: ``build~4f21…``. The
+output of the job is kept in files below that key (`asyncsandbox.capture`).
 """
 
 from __future__ import annotations
@@ -10,16 +10,14 @@ import re
 import uuid
 from typing import Final
 
-__all__ = ["CAPTURED", "mark_name", "new_start_key", "unmark_name"]
+__all__ = ["mark_name", "new_start_key", "unmark_name"]
 
-CAPTURED: Final = "c"
-
-_MARKED: Final = re.compile(rf"(?s)(.*)~({CAPTURED}?[0-9a-f]{{32}})")
+_MARKED: Final = re.compile(r"(?s)(.*)~([0-9a-f]{32})")
 
 
-def new_start_key(*, captured: bool) -> str:
+def new_start_key() -> str:
     """Return a key that nobody else has."""
-    return f"{CAPTURED if captured else ''}{uuid.uuid4().hex}"
+    return uuid.uuid4().hex
 
 
 def mark_name(name: str | None, key: str) -> str:

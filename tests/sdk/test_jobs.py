@@ -129,7 +129,7 @@ async def test_refresh_asks_now(features: dict[str, int] | None) -> None:
     async with FakeClient(server) as client:
         sandbox = await client.create_sandbox()
         job = await sandbox.run_code_background("pass")
-        server.finish(job.process_id)
+        server.finish(job.process_id, stdout=b"42\n")
         assert (await job.refresh()).state is JobState.COMPLETED
         assert job.done
         server.drop(job.process_id)

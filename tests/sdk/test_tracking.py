@@ -272,7 +272,7 @@ async def test_output_that_cannot_be_read_is_told_in_the_result(stock: FakeServe
         assert result.ok
         assert result.stdout == ""
         assert result.output_error is not None
-        assert "has only the published contract" in result.output_error
+        assert "the server lists no output" in result.output_error
 
 
 async def test_a_final_state_is_never_taken_back(server: FakeServer, sandbox: Sandbox) -> None:

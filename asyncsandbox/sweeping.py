@@ -1,0 +1,58 @@
+"""Deletes what captured jobs left in a sandbox once their results are here, many at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import weakref
+from collections.abc import Iterable
+from typing import Final
+
+from asyncsandbox import capture
+from asyncsandbox._clock import Clock, sleep
+from asyncsandbox._tasks import Tasks
+from asyncsandbox.errors import AsyncSandboxError
+from asyncsandbox.tracking import Board
+
+__all__ = ["Sweeper"]
+
+_log = logging.getLogger("asyncsandbox.watcher")
+
+_PAUSE: Final = 1.0
+"""Seconds to wait for more before a call is made."""
+
+_MOST: Final = 200
+"""Jobs in one call: their keys have to fit on a command line."""
+
+
+class Sweeper:
+    """Collects what can go, and deletes it after a pause, one call for all jobs of a sandbox."""
+
+    def __init__(self, *, clock: Clock, tasks: Tasks) -> None:
+        self._clock = clock
+        self._tasks = tasks
+        self._leftovers: weakref.WeakKeyDictionary[Board, list[str]] = weakref.WeakKeyDictionary()
+
+    def add(self, board: Board, key: str) -> None:
+        """Delete what the job of that key left, soon."""
+        keys = self._leftovers.get(board)
+        if keys is None:
+            keys = self._leftovers[board] = []
+            _ = self._tasks.spawn(self._later(board), name="sweep a sandbox")
+        keys.append(key)
+
+    async def sweep(self, boards: Iterable[Board]) -> None:
+        """Delete now what is known of `boards`. Never raises for what that runs into."""
+        await asyncio.gather(*(self._sweep(board) for board in tuple(boards) if board in self._leftovers))
+
+    async def _later(self, board: Board) -> None:
+        await sleep(self._clock, _PAUSE)
+        await self._sweep(board)
+
+    async def _sweep(self, board: Board) -> None:
+        keys = self._leftovers.pop(board, [])
+        try:
+            for first in range(0, len(keys), _MOST):
+                await capture.remove_captured(board.agent, keys[first : first + _MOST])
+        except AsyncSandboxError as exc:
+            _log.debug("what %d jobs left could not be deleted: %s", len(keys), exc)
