@@ -37,6 +37,7 @@ from asyncsandbox.protocol._processes import (
     process_path,
     read_output,
 )
+from asyncsandbox.protocol._rate_limits import RateLimit, decode_rate_limit, encode_rate_limit
 from asyncsandbox.protocol._running import (
     BACKGROUND,
     RUN_TIMED_OUT,
@@ -63,6 +64,7 @@ __all__ = [
     "Lane",
     "ProcessList",
     "ProcessRow",
+    "RateLimit",
     "Reply",
     "Request",
     "TokenGrant",
@@ -75,6 +77,7 @@ __all__ = [
     "decode_output",
     "decode_process",
     "decode_processes",
+    "decode_rate_limit",
     "decode_sandbox",
     "decode_started",
     "decode_templates",
@@ -83,6 +86,7 @@ __all__ = [
     "encode_command",
     "encode_error",
     "encode_process",
+    "encode_rate_limit",
     "get",
     "json_object",
     "kill",
