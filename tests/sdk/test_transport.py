@@ -233,6 +233,7 @@ async def test_a_start_without_a_key_is_not_repeated_after_a_500(scripted: Scrip
         ({}, {"Retry_After": "7"}),
         ({"retry_after": 7}, {}),
         ({"error": {"message": "slow", "details": {"retry_after_seconds": 7}}}, {}),
+        ({"error": "slow", "message": "slow", "details": {"retry_after_seconds": 7}}, {}),
     ],
 )
 async def test_429_is_repeated_when_the_server_says(
