@@ -37,7 +37,7 @@ def describe_server(server: Server) -> bytes:
 
 def describe_sandbox(server: Server, sandbox: SandboxRecord) -> bytes:
     """Return the metrics of one sandbox."""
-    return _text(_one_sandbox(server, sandbox))
+    return _text(_labelled(_one_sandbox(server, sandbox), sandbox=sandbox.id))
 
 
 class _Collector:
@@ -80,6 +80,13 @@ def _counter(name: str, about: str, values: Mapping[str, float] | float, *, labe
     for word, value in values.items():
         family.add_metric([word], value)
     return family
+
+
+def _labelled(metrics: Iterable[Metric], **labels: str) -> Iterator[Metric]:
+    """Put labels on every sample: to Prometheus all sandboxes of a server are one target by their address."""
+    for metric in metrics:
+        metric.samples = [sample._replace(labels={**labels, **sample.labels}) for sample in metric.samples]
+        yield metric
 
 
 def _about(server: Server) -> Iterator[Metric]:

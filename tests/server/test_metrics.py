@@ -171,13 +171,15 @@ async def test_a_sandbox_tells_prometheus_of_itself_alone(box: Any, api: Any) ->
     async with api.session.get(f"{api.base}/vm/{box.id}/metrics/prometheus", headers=headers) as response:
         assert response.content_type == "text/plain"
         samples = _samples(await response.read())
-    assert samples["asyncsandbox_sandbox_executions_total",] == 1
-    assert samples["asyncsandbox_sandbox_errors_total",] == 1
-    assert samples["asyncsandbox_sandbox_requests_total",] >= 3
-    assert samples["asyncsandbox_sandbox_jobs", "state", "completed"] == 1
-    assert samples["asyncsandbox_sandbox_jobs", "state", "running"] == 0
-    assert samples["asyncsandbox_sandbox_execution_duration_seconds_count",] == 1
-    assert samples["asyncsandbox_sandbox_execution_duration_seconds_sum",] > 0
+    own = ("sandbox", box.id)
+    assert all(key[1:3] == own for key in samples)
+    assert samples["asyncsandbox_sandbox_executions_total", *own] == 1
+    assert samples["asyncsandbox_sandbox_errors_total", *own] == 1
+    assert samples["asyncsandbox_sandbox_requests_total", *own] >= 3
+    assert samples["asyncsandbox_sandbox_jobs", *own, "state", "completed"] == 1
+    assert samples["asyncsandbox_sandbox_jobs", *own, "state", "running"] == 0
+    assert samples["asyncsandbox_sandbox_execution_duration_seconds_count", *own] == 1
+    assert samples["asyncsandbox_sandbox_execution_duration_seconds_sum", *own] > 0
     assert (await box.call("GET", "/metrics/prometheus", headers={"Authorization": ""}))[0] == 401
     await api.ok("DELETE", f"/v1/sandboxes/{other.id}")
 
