@@ -70,6 +70,15 @@ def serve(
             "--public-url", metavar="URL", help="What clients call it, if it is not what it listens on."
         ),
     ] = None,
+    rate_limit: Annotated[
+        str | None,
+        typer.Option(
+            "--rate-limit",
+            metavar="LIMITS",
+            help="How often clients may ask, such as agent=300/min,control=100/min,create=20/min; 'contract' = "
+            "just these. By default as often as they like.",
+        ),
+    ] = None,
     api_key_file: Annotated[
         Path | None,
         typer.Option(
@@ -93,9 +102,14 @@ def serve(
 
     from asyncsandbox.server.config import ServerConfig, default_state_dir  # noqa: PLC0415 - for this command alone
     from asyncsandbox.server.main import run  # noqa: PLC0415
+    from asyncsandbox.server.rates import parse_rates  # noqa: PLC0415
     from asyncsandbox.server.store import StoreError  # noqa: PLC0415
     from asyncsandbox.server.templates import TemplateError  # noqa: PLC0415
 
+    try:
+        rates = {} if rate_limit is None else parse_rates(rate_limit)
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc), param_hint="--rate-limit") from exc
     config = ServerConfig(
         state_dir=(state_dir or default_state_dir()).expanduser().absolute(),
         api_key=key.value,
@@ -103,6 +117,7 @@ def serve(
         templates=pairs(template, option="--template"),
         max_running=max_running,
         public_url=public_url,
+        rates=rates,
     )
 
     def announce(url: str) -> None:

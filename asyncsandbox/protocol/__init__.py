@@ -39,6 +39,7 @@ from asyncsandbox.protocol._processes import (
     process_path,
     read_output,
 )
+from asyncsandbox.protocol._rate_limits import RateLimit, decode_rate_limit, encode_rate_limit
 from asyncsandbox.protocol._running import (
     BACKGROUND,
     RUN_TIMED_OUT,
@@ -65,6 +66,7 @@ __all__ = [
     "Lane",
     "ProcessList",
     "ProcessRow",
+    "RateLimit",
     "Reply",
     "Request",
     "TokenGrant",
@@ -77,6 +79,7 @@ __all__ = [
     "decode_output",
     "decode_process",
     "decode_processes",
+    "decode_rate_limit",
     "decode_sandbox",
     "decode_started",
     "decode_templates",
@@ -85,6 +88,7 @@ __all__ = [
     "encode_command",
     "encode_error",
     "encode_process",
+    "encode_rate_limit",
     "get",
     "json_object",
     "kill",

@@ -11,7 +11,7 @@ from typing import Any
 
 from asyncsandbox.errors import APIError, ProtocolError, api_error_class
 from asyncsandbox.protocol._messages import Reply, json_object
-from asyncsandbox.protocol._scalars import as_number, as_text, first_of, timestamp
+from asyncsandbox.protocol._scalars import as_number, as_seconds, as_text, first_of, timestamp
 
 __all__ = ["decode_error", "encode_error", "retry_after"]
 
@@ -23,12 +23,14 @@ def encode_error(
     request_id: str,
     path: str,
     details: Mapping[str, Any] | None = None,
+    retry_after: float | None = None,
     agent: bool,
 ) -> dict[str, Any]:
     """Return the body of a refusal that every official client can read.
 
     Contract 1.7: the control plane nests it under ``error`` and repeats it flat. Contract 2: the agent writes
-    the text in ``error`` and again in ``message``.
+    the text in ``error`` and again in ``message``. `retry_after`, in seconds, goes into both places that a
+    body has for it; V: the Python SDK obeys the one in ``details`` alone.
     """
     body: dict[str, Any] = {
         "message": message,
@@ -38,6 +40,9 @@ def encode_error(
         "path": path,
         "details": dict(details or {}),
     }
+    if retry_after is not None:
+        body["retry_after"] = as_seconds(retry_after)
+        body["details"]["retry_after_seconds"] = as_seconds(retry_after)
     nested = {"message": message, "code": code, "request_id": request_id, "details": body["details"]}
     return {"error": message if agent else nested, **body}
 
@@ -45,10 +50,11 @@ def encode_error(
 def retry_after(headers: Mapping[str, str], body: Mapping[str, Any]) -> float | None:
     """Return the seconds that a server asks to wait, from any of the three places (contract 1.7)."""
     nested = body.get("error")
-    details = nested.get("details") if isinstance(nested, Mapping) else body.get("details")
     candidates: list[object] = [headers.get("retry-after"), body.get("retry_after")]
-    if isinstance(details, Mapping):
-        candidates.append(details.get("retry_after_seconds"))
+    for holder in (nested, body):
+        details = holder.get("details") if isinstance(holder, Mapping) else None
+        if isinstance(details, Mapping):
+            candidates.append(details.get("retry_after_seconds"))
     for candidate in candidates:
         seconds = _seconds_of(candidate)
         if seconds is not None:

@@ -42,6 +42,21 @@ class Admission:
             f"<Admission waiting={waiting} running={len(self._running)} busy={len(self._busy)}/{self._slots}>"
         )
 
+    @property
+    def waiting(self) -> int:
+        """Jobs that are queued, those of lanes on hold too."""
+        return len(self._lane_of)
+
+    @property
+    def wanting(self) -> int:
+        """Running jobs that want a core."""
+        return len(self._busy)
+
+    @property
+    def slots(self) -> int:
+        """Busy jobs that may run at once."""
+        return self._slots
+
     def enqueue(self, process_id: str, *, lane: Hashable, now: float) -> None:
         """Take in a job that wants to run."""
         if not self._lanes:

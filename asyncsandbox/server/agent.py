@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import os
+import asyncio
 import platform
+import re
 import time
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from asyncsandbox import _version, protocol
-from asyncsandbox.models import JobState
-from asyncsandbox.server.handling import sandbox_of, server_of
+from asyncsandbox.server import extras, machine
+from asyncsandbox.server.handling import AGENT_PREFIX, sandbox_of, server_of
+from asyncsandbox.server.machine import encode_usage
 
 __all__ = ["routes"]
 
 _AGENT = "asyncsandbox"
+
+_BELOW = f"{AGENT_PREFIX}{{sandbox_id}}"
 
 routes = web.RouteTableDef()
 
@@ -32,10 +36,24 @@ def _features(request: web.Request) -> dict[str, object]:
         "rich_output": False,
         "background_jobs": True,
         "ipython_kernel": False,
-        "system_metrics": False,
+        "system_metrics": extras.is_installed("psutil"),
         "languages": server_of(request).engine.languages(),
         "asyncsandbox": dict(protocol.FEATURES),
     }
+
+
+def _endpoints(request: web.Request) -> dict[str, str]:
+    """Return ``{name: methods and path}`` of the agent, the type that both SDKs give it."""
+    methods: dict[str, set[str]] = {}
+    for route in request.app.router.routes():
+        path = "" if route.resource is None else route.resource.canonical
+        if path.startswith(_BELOW) and route.method != hdrs.METH_HEAD:
+            methods.setdefault(path.removeprefix(_BELOW), set()).add(route.method)
+    return {_name_of(path): f"{', '.join(sorted(words))} {path}" for path, words in sorted(methods.items())}
+
+
+def _name_of(path: str) -> str:
+    return "_".join(re.findall(r"\w+", path)) or "root"
 
 
 @routes.get("/")
@@ -48,6 +66,7 @@ async def health(request: web.Request) -> web.Response:
             "agent": _AGENT,
             "version": _version.__version__,
             "uptime": f"{_uptime(request):.3f}s",
+            "uptime_seconds": _uptime(request),
             "vm_id": sandbox_of(request).id,
             "instance": server_of(request).ledger.instance,
             "features": _features(request),
@@ -67,7 +86,7 @@ async def ping(_request: web.Request) -> web.Response:
 async def info(request: web.Request) -> web.Response:
     """Describe the machine, in both spellings of the contract."""
     uname = platform.uname()
-    ip, _, port = request.host.rpartition(":")
+    ip, port = request.url.host or "", str(request.url.port or "")
     started = protocol.timestamp(server_of(request).started_at)
     return web.json_response(
         {
@@ -84,32 +103,35 @@ async def info(request: web.Request) -> web.Response:
             "arch": uname.machine,
             "start_time": started,
             "uptime": _uptime(request),
-            "endpoints": sorted(
-                {route.resource.canonical for route in request.app.router.routes() if route.resource}
-            ),
+            "uptime_seconds": _uptime(request),
+            "endpoints": _endpoints(request),
             "features": _features(request),
         }
     )
 
 
-@routes.get("/metrics")
-@routes.get("/metrics/snapshot")
-async def metrics(request: web.Request) -> web.Response:
-    """Count what this sandbox did, in the names of both SDKs' types."""
-    server, sandbox_id = server_of(request), sandbox_of(request).id
-    jobs = server.ledger.jobs.of_sandbox(sandbox_id)
-    running = sum(job.info.state is JobState.RUNNING for job in jobs)
-    requests, errors = server.requests[sandbox_id], server.errors[sandbox_id]
+@routes.get("/system")
+async def system(request: web.Request) -> web.Response:
+    """Describe the machine and how busy it is, in the words of the documentation and of the SDKs' types."""
+    extras.need("psutil", distribution="psutil", what="the state of the machine")
+    server, sandbox = server_of(request), sandbox_of(request)
+    usage = await asyncio.to_thread(server.machine.usage)
+    release, model = await asyncio.to_thread(lambda: (machine.os_release(), machine.cpu_model()))
+    features = _features(request)
     return web.json_response(
         {
-            "uptime_seconds": _uptime(request),
-            "total_requests": requests,
-            "requests_total": requests,
-            "total_errors": errors,
-            "error_count": errors,
-            "active_executions": running,
-            "total_executions": len(jobs),
-            "process": {"count": len(jobs), "running": running, "pid": os.getpid()},
+            **encode_usage(usage),
+            "uptime": usage.uptime,
+            "os": {**release, "timezone": time.strftime("%Z")},
+            "hardware": {
+                "cpu_cores": usage.cores,
+                "cpu_model": model,
+                "memory_mb": server.resources["memory_mb"],
+                "disk_mb": server.resources["disk_mb"],
+            },
+            "network": {"ip": request.url.host, "internet_access": sandbox.internet_access},
+            "environment": {"template": sandbox.template, "languages": features["languages"]},
+            "capabilities": sorted(name for name, there in features.items() if there is True),
             "timestamp": protocol.timestamp(time.time()),
         }
     )

@@ -7,13 +7,21 @@ from typing import Final
 
 from aiohttp import web
 
-from asyncsandbox.server import agent, control, environment, files, processes, running
+from asyncsandbox.server import agent, control, environment, files, metrics, processes, running
 from asyncsandbox.server.handling import AGENT_PREFIX, MAX_BODY, authenticate, turn_errors_into_replies
+from asyncsandbox.server.ratelimits import limit_requests
 from asyncsandbox.server.state import SERVER, Server
 
 __all__ = ["make_app"]
 
-_AGENT_ROUTES: Final = (running.routes, processes.routes, environment.routes, files.routes, agent.routes)
+_AGENT_ROUTES: Final = (
+    running.routes,
+    processes.routes,
+    environment.routes,
+    files.routes,
+    agent.routes,
+    metrics.routes,
+)
 """Those first that are asked most: the router tries them in this order."""
 
 
@@ -26,8 +34,12 @@ def _below(prefix: str, tables: Iterable[web.RouteTableDef]) -> Iterator[web.Rou
 
 def make_app(server: Server) -> web.Application:
     """Return the application that serves `server`."""
-    app = web.Application(middlewares=[turn_errors_into_replies, authenticate], client_max_size=MAX_BODY)
+    app = web.Application(
+        middlewares=[metrics.count_requests, turn_errors_into_replies, authenticate], client_max_size=MAX_BODY
+    )
+    limit_requests(app, server.config.rates)
     app[SERVER] = server
     app.add_routes(_below(f"{AGENT_PREFIX}{{sandbox_id}}", _AGENT_ROUTES))
     app.add_routes(control.routes)
+    app.add_routes(metrics.control_routes)
     return app

@@ -9,6 +9,8 @@ from typing import Final, Literal
 
 import attrs
 
+from asyncsandbox.server.rates import Rate, Scope
+
 __all__ = ["DEFAULT_GRACE", "DEFAULT_OUTPUT_LIMIT", "Isolation", "ServerConfig", "default_state_dir"]
 
 Isolation = Literal["bwrap", "none"]
@@ -41,6 +43,7 @@ class ServerConfig:
         grace: seconds between SIGTERM and SIGKILL when a job is ended.
         output_limit: bytes kept of each stream of a job, half of its head and half of its tail.
         slots: busy jobs at once; None = by the number of cores.
+        rates: how often callers may ask; empty = as often as they like.
     """
 
     state_dir: Path
@@ -52,3 +55,4 @@ class ServerConfig:
     grace: float = DEFAULT_GRACE
     output_limit: int = DEFAULT_OUTPUT_LIMIT
     slots: int | None = None
+    rates: Mapping[Scope, Rate] = attrs.field(factory=dict)

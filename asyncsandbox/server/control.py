@@ -16,6 +16,9 @@ __all__ = ["routes"]
 
 _PAGE: Final = 100
 
+_LONGEST_CURSOR: Final = 18
+"""Digits."""
+
 routes = web.RouteTableDef()
 
 
@@ -23,6 +26,18 @@ def _describe(request: web.Request, record: SandboxRecord) -> dict[str, Any]:
     server = server_of(request)
     base = (server.config.public_url or f"{request.scheme}://{request.host}").rstrip("/")
     return wire.encode_sandbox(record, host=f"{base}{AGENT_PREFIX}{record.id}", resources=server.resources)
+
+
+def _place(request: web.Request) -> int:
+    """Return the place in the order of creation that a cursor stands for; nothing but a cursor of ours does.
+
+    Raises:
+        InvalidRequestError: it is something else. Beginning again instead would page for ever.
+    """
+    text = request.query.get("cursor", "0")
+    if not (text.isascii() and text.isdecimal() and len(text) <= _LONGEST_CURSOR):
+        raise refusals.invalid(f"cursor must be the next_cursor of an earlier page, not {text[:50]!r}")
+    return int(text)
 
 
 def _changed(record: SandboxRecord, **more: object) -> web.Response:
@@ -53,7 +68,7 @@ async def create(request: web.Request) -> web.Response:
 async def list_sandboxes(request: web.Request) -> web.Response:
     """List sandboxes by pages. The cursor is a place in the order of creation, so paging always ends."""
     limit = min(max(number(request, "limit", default=_PAGE), 1), _PAGE)
-    after = number(request, "cursor", default=0)
+    after = _place(request)
     status = request.query.get("status")
     if status and status not in list(SandboxStatus):
         allowed = ", ".join(word for word in SandboxStatus if word is not SandboxStatus.DELETED)

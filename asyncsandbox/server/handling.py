@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import json
 import logging
+import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -24,6 +25,8 @@ __all__ = [
     "AGENT_PREFIX",
     "MAX_BODY",
     "REQUEST_ID",
+    "Handler",
+    "agent_of",
     "authenticate",
     "describe",
     "find_job",
@@ -50,7 +53,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _REQUEST_ID = web.RequestKey("request_id", str)
 _SANDBOX = web.RequestKey("sandbox", SandboxRecord)
 
-_OPEN_AGENT_PATHS: Final = frozenset({"/", "/health", "/info", "/ping"})
+_OPEN_AGENT_PATHS: Final = frozenset({"/", "/health", "/info", "/ping", "/system"})
 """O asks for no token on these."""
 
 _HTTP_CODES: Final = {
@@ -68,6 +71,11 @@ def server_of(request: web.Request) -> Server:
 def sandbox_of(request: web.Request) -> SandboxRecord:
     """Return the sandbox whose agent a request came to, as it is now."""
     return request[_SANDBOX]
+
+
+def agent_of(request: web.Request) -> SandboxRecord | None:
+    """Return the sandbox whose agent a request came to; None when it came to the control plane."""
+    return request.get(_SANDBOX)
 
 
 def describe(server: Server, record: JobRecord) -> dict[str, Any]:
@@ -146,18 +154,26 @@ def number(request: web.Request, name: str, *, default: int) -> int:
 
 
 def refuse(
-    request: web.Request, status: int, *, code: str, message: str, details: Mapping[str, Any] | None = None
+    request: web.Request,
+    status: int,
+    *,
+    code: str,
+    message: str,
+    details: Mapping[str, Any] | None = None,
+    retry_after: float | None = None,
 ) -> web.Response:
-    """Return a refusal that every official client can read."""
+    """Return a refusal that every official client can read; `retry_after` seconds are said in all three places."""
     body = protocol.encode_error(
         message,
         code=code,
         request_id=request.get(_REQUEST_ID, ""),
         path=request.path,
         details=details,
+        retry_after=retry_after,
         agent=request.path.startswith(AGENT_PREFIX),
     )
-    return web.json_response(body, status=status)
+    headers = None if retry_after is None else {"Retry-After": str(math.ceil(retry_after))}
+    return web.json_response(body, status=status, headers=headers)
 
 
 @web.middleware
@@ -167,7 +183,13 @@ async def turn_errors_into_replies(request: web.Request, handler: Handler) -> we
     try:
         response = await handler(request)
     except APIError as exc:
-        response = refuse(request, exc.status or 400, code=exc.code or "INVALID_REQUEST", message=str(exc))
+        response = refuse(
+            request,
+            exc.status or 400,
+            code=exc.code or "INVALID_REQUEST",
+            message=str(exc),
+            retry_after=exc.retry_after,
+        )
     except web.HTTPException as exc:
         code = _HTTP_CODES.get(exc.status, "INVALID_REQUEST")
         message = f"{request.method} {request.path}: {exc.text or exc.reason}"
@@ -206,7 +228,7 @@ async def _enter_agent(request: web.Request, handler: Handler) -> web.StreamResp
         if slash + rest not in _OPEN_AGENT_PATHS:
             _check_token(request, sandbox_id)
         return await handler(request)
-    except (APIError, web.HTTPException):
+    except Exception:
         server.errors[sandbox_id] += 1
         raise
 

@@ -18,6 +18,7 @@ from asyncsandbox.server.launcher import LaunchEnd
 from asyncsandbox.server.ledger import Ledger
 from asyncsandbox.server.outputs import Outputs
 from asyncsandbox.server.records import JobKind, JobRecord, Launch, SandboxRecord, SandboxStatus
+from asyncsandbox.server.tally import RunTally
 
 __all__ = ["JobEvents", "Jobs"]
 
@@ -43,11 +44,15 @@ class Jobs:
         outputs: what they write.
         admission: who may start.
         output_limit: bytes kept of each stream.
+
+    Attributes:
+        tally: what ran so far.
     """
 
     def __init__(
         self, *, ledger: Ledger, engine: Engine, outputs: Outputs, admission: Admission, output_limit: int
     ) -> None:
+        self.tally = RunTally()
         self._ledger = ledger
         self._table = ledger.jobs
         self._engine = engine
@@ -99,6 +104,7 @@ class Jobs:
         except ServerError:
             self._withdraw(process_id, prepared.launch)
             raise
+        self.tally.accept(sandbox.id, kind)
         return self._table.get(process_id) or record
 
     async def kill(self, process_id: str) -> JobRecord:
@@ -172,6 +178,7 @@ class Jobs:
             self._outputs.release(record.process_id)
         self._table.drop_sandbox(sandbox_id)
         self._ledger.keys.forget_scope(sandbox_id)
+        self.tally.drop(sandbox_id)
         self.release(sandbox_id)
 
     def recover(self) -> None:
@@ -188,6 +195,7 @@ class Jobs:
     def started(self, process_id: str, pid: int, at: float) -> None:
         """A job's process runs."""
         self._table.mark_running(process_id, pid=pid, at=at)
+        self.tally.started += 1
         self._ledger.touch()
 
     def refused(self, process_id: str, message: str) -> None:
@@ -317,12 +325,18 @@ class Jobs:
             return
         if before.kind is JobKind.EXECUTION:
             self._outputs.hold(process_id, (ending.stdout, ending.stderr))
-        self._table.finish(process_id, ending)
+        self._count(self._table.finish(process_id, ending))
         self._admission.ended(process_id, self._now())
         if before.launch is not None:
             self._engine.finished(before.launch)
         self._ended.append(process_id)
         self._ledger.touch()
+
+    def _count(self, ended: JobRecord | None) -> None:
+        if ended is not None:
+            info = ended.info
+            output = (info.stdout_size or 0) + (info.stderr_size or 0)
+            self.tally.end(info.sandbox_id, info.state, seconds=info.duration, output=output)
 
     def _pick(self) -> None:
         """Before a commit: choose who starts, so that it is on disk before it can run."""

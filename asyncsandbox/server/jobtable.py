@@ -7,6 +7,7 @@ table writes to disk before anybody is told (`asyncsandbox.server.ledger`). A fi
 from __future__ import annotations
 
 import bisect
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
@@ -195,6 +196,10 @@ class JobTable:
         """Return every job of a sandbox, executions too, in the order of their acceptance."""
         shelf = self._shelves.get(sandbox_id)
         return [] if shelf is None else list(shelf.records.values())
+
+    def count_states(self) -> Counter[JobState]:
+        """Return how many jobs are in which state. Looks at every job."""
+        return Counter(job.info.state for job in self._jobs.values())
 
     def unfinished(self) -> list[JobRecord]:
         """Return every job that has not ended, in the order of acceptance."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from typing import Any, Final
@@ -10,9 +11,10 @@ from aiohttp import web
 
 from asyncsandbox import protocol
 from asyncsandbox.models import StreamName
-from asyncsandbox.server import refusals
+from asyncsandbox.server import extras, machine, refusals
 from asyncsandbox.server.handling import describe, find_job, json_body, number, sandbox_of, server_of
 from asyncsandbox.server.jobtable import CursorExpired, Delta
+from asyncsandbox.server.machine import ProcessSample
 from asyncsandbox.server.outputs import SMALL_OUTPUT
 from asyncsandbox.server.records import JobKind, JobRecord
 from asyncsandbox.server.state import Server
@@ -25,6 +27,8 @@ _OUTPUT_BUDGET: Final = 4 * 1024 * 1024
 _DELTA_ROWS: Final = 1_000
 
 _READ_LIMIT: Final = 1024 * 1024
+
+_MEBIBYTE: Final = 1024 * 1024
 
 _STREAMS: Final[dict[str, StreamName]] = {"stdout": "stdout", "stderr": "stderr"}
 
@@ -165,10 +169,41 @@ async def _kill(request: web.Request, process_id: str | None) -> web.Response:
 
 @routes.get("/processes")
 async def list_processes(request: web.Request) -> web.Response:
-    """List background jobs where the Python SDK looks for them (contract 2b)."""
+    """List the operating system's processes of this sandbox (2.1), then its background jobs (2b).
+
+    Background jobs stand there because the Python SDK looks for them there. They are those rows that have a
+    `process_id`; without psutil they are all rows.
+    """
     server = server_of(request)
+    rows = await _system_rows(server, sandbox_of(request).id)
     server.ledger.commit()
-    rows = _whole_list(request)["processes"]
+    rows += _whole_list(request)["processes"]
     return web.json_response(
         {"processes": rows, "count": len(rows), "timestamp": protocol.timestamp(time.time())}
     )
+
+
+async def _system_rows(server: Server, sandbox_id: str) -> list[dict[str, Any]]:
+    top = server.engine.top_process(sandbox_id)
+    if top is None or not extras.is_installed("psutil"):
+        return []
+    return [_system_row(sample) for sample in await asyncio.to_thread(machine.processes_below, top)]
+
+
+def _system_row(sample: ProcessSample) -> dict[str, Any]:
+    started = protocol.timestamp(sample.started_at)
+    return {
+        "pid": sample.pid,
+        "ppid": sample.parent,
+        "name": sample.name,
+        "command": sample.command,
+        "user": sample.user,
+        "status": sample.status,
+        "cpu_percent": sample.cpu_percent,
+        "memory_mb": round(sample.memory_bytes / _MEBIBYTE, 2),
+        "memory_bytes": sample.memory_bytes,
+        "memory_percent": sample.memory_percent,
+        "threads": sample.threads,
+        "start_time": started,
+        "started_at": started,
+    }

@@ -9,10 +9,20 @@ from asyncsandbox.errors import (
     InvalidRequestError,
     NotFoundError,
     PermissionDeniedError,
+    RateLimitError,
     ServerError,
 )
 
-__all__ = ["conflict", "forbidden", "gone", "invalid", "not_found", "unauthorized", "unavailable"]
+__all__ = [
+    "conflict",
+    "forbidden",
+    "gone",
+    "invalid",
+    "not_found",
+    "too_many",
+    "unauthorized",
+    "unavailable",
+]
 
 
 def invalid(message: str, *, code: str = "INVALID_REQUEST") -> InvalidRequestError:
@@ -43,6 +53,11 @@ def conflict(message: str, *, code: str = "CONFLICT") -> ConflictError:
 def gone(message: str, *, code: str) -> APIError:
     """It was here once: 410."""
     return APIError(message, status=410, code=code)
+
+
+def too_many(message: str, *, retry_after: float) -> RateLimitError:
+    """Too often: 429. Nothing was done; it may be asked again after `retry_after` seconds."""
+    return RateLimitError(message, status=429, code="RATE_LIMIT_EXCEEDED", retry_after=retry_after)
 
 
 def unavailable(message: str) -> ServerError:

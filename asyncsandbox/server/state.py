@@ -19,9 +19,11 @@ from asyncsandbox.server.engine.local import LocalEngine
 from asyncsandbox.server.jobs import JobEvents, Jobs
 from asyncsandbox.server.launcher import LaunchEvents
 from asyncsandbox.server.ledger import Ledger
+from asyncsandbox.server.machine import Machine
 from asyncsandbox.server.outputs import Outputs
 from asyncsandbox.server.sandboxes import Sandboxes
 from asyncsandbox.server.store import Store
+from asyncsandbox.server.tally import RequestTally
 from asyncsandbox.server.templates import Templates
 
 __all__ = ["SERVER", "Server"]
@@ -46,6 +48,9 @@ class Server:
         started_at: Unix time.
         requests: calls of each sandbox's agent.
         errors: those of them that were refused or failed.
+        admission: who waits to start.
+        machine: what it runs on.
+        tally: every request, by its route.
     """
 
     config: ServerConfig
@@ -56,6 +61,9 @@ class Server:
     jobs: Jobs
     sandboxes: Sandboxes
     resources: Mapping[str, int]
+    admission: Admission
+    machine: Machine
+    tally: RequestTally = attrs.field(factory=RequestTally)
     started_at: float = attrs.field(factory=time.time)
     requests: Counter[str] = attrs.field(factory=Counter)
     errors: Counter[str] = attrs.field(factory=Counter)
@@ -78,11 +86,12 @@ class Server:
         engine = LocalEngine(config, templates, events)
         outputs = Outputs(ledger, engine)
         slots = config.slots or _SLOTS_PER_CORE * (os.cpu_count() or 1)
+        admission = Admission(slots=slots, max_running=config.max_running)
         jobs = Jobs(
             ledger=ledger,
             engine=engine,
             outputs=outputs,
-            admission=Admission(slots=slots, max_running=config.max_running),
+            admission=admission,
             output_limit=config.output_limit,
         )
         sandboxes = Sandboxes(config=config, ledger=ledger, engine=engine, jobs=jobs, templates=templates)
@@ -97,6 +106,8 @@ class Server:
             jobs=jobs,
             sandboxes=sandboxes,
             resources=_resources(config),
+            admission=admission,
+            machine=Machine(config.state_dir),
         )
 
     async def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import urllib.request
 from typing import Any
 
 import pytest
@@ -220,6 +221,23 @@ def test_serve_prints_what_a_shell_needs(program: Any) -> None:
     assert (done.status, done.out) == (0, "over TCP\n")
     server.popen.terminate()
     assert "ISOLATION IS OFF" in server.end().err
+
+
+def test_a_client_gets_by_with_what_serve_allows(program: Any) -> None:
+    """Refused requests come again when the server said; every answer tells of the limit."""
+    limits = "agent=2/s,control=1000/h"
+    server = program.start("serve", "--port", "0", "--state-dir", "state", "--rate-limit", limits)
+    env = dict(word.split("=", 1) for word in shlex.split(server.line())[1:])
+    done = program.at(**env)("run", "import time; time.sleep(1); print('all the same')")
+    assert (done.status, done.out) == (0, "all the same\n")
+    request = urllib.request.Request(
+        f"{env['ASYNCSANDBOX_URL']}/v1/sandboxes", headers={"X-API-Key": env["ASYNCSANDBOX_API_KEY"]}
+    )
+    with urllib.request.urlopen(request, timeout=50) as answer:
+        assert answer.headers["X-RateLimit-Limit"] == "1000"
+        assert 0 < int(answer.headers["X-RateLimit-Remaining"]) < 1000
+    server.popen.terminate()
+    assert server.end().status == 0
 
 
 def test_serve_takes_its_key_from_a_file(program: Any) -> None:

@@ -98,6 +98,24 @@ def test_a_url_that_is_none_is_status_2(program: Any) -> None:
     assert program("ps", "--url", "nowhere").status == 2
 
 
+@pytest.mark.parametrize(
+    ("limits", "says"),
+    [
+        ("300", "'300' is no limit; write for example agent=300/min, or contract"),
+        ("vm=1/min", "'vm' cannot be limited; there are: agent, control, create"),
+        ("agent=1/day", "'day' is no unit of time; there are: s, sec, min, h"),
+        ("agent=0/min", "would refuse everything"),
+    ],
+)
+def test_a_senseless_rate_limit_is_told_in_words(program: Any, limits: str, says: str) -> None:
+    """Before anything is served, with what would be right."""
+    done = program("serve", "--rate-limit", limits)
+    assert (done.status, done.out) == (2, "")
+    assert "--rate-limit" in done.err
+    assert says in " ".join(done.err.split())
+    assert "Traceback" not in done.err
+
+
 def test_debug_shows_the_traceback(program: Any) -> None:
     """For those who mend the program itself; the line and the status stay."""
     done = program("--debug", "ps")

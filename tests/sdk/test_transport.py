@@ -222,6 +222,7 @@ async def test_lasting_failure_is_told_after_four_tries(scripted: Scripted, clie
         ({}, {"Retry_After": "7"}),
         ({"retry_after": 7}, {}),
         ({"error": {"message": "slow", "details": {"retry_after_seconds": 7}}}, {}),
+        ({"error": "slow", "message": "slow", "details": {"retry_after_seconds": 7}}, {}),
     ],
 )
 async def test_429_is_repeated_when_the_server_says(

@@ -24,10 +24,17 @@ KEY = "a-key-for-tests"
 _TCP_PROGRAM = """
 import json, sys
 from pathlib import Path
-from asyncsandbox.server.config import ServerConfig
-from asyncsandbox.server.main import run
 
 options = json.loads(sys.argv[1])
+for library in options.pop("without", ()):
+    sys.modules[library] = None
+
+from asyncsandbox.server.config import ServerConfig
+from asyncsandbox.server.main import run
+from asyncsandbox.server.rates import parse_rates
+
+if "rate_limit" in options:
+    options["rates"] = parse_rates(options.pop("rate_limit"))
 where = {"host": options.pop("host", "127.0.0.1"), "port": options.pop("port", 0)}
 config = ServerConfig(state_dir=Path(options.pop("state_dir")), **options)
 try:

@@ -92,6 +92,37 @@ async def test_templates_are_listed(api: Any) -> None:
     assert "code-interpreter" in body["message"]
 
 
+def _nulls(value: Any, path: str = "") -> list[str]:
+    """Where in a JSON value there is a null."""
+    if isinstance(value, dict):
+        return [found for name, inner in value.items() for found in _nulls(inner, f"{path}.{name}")]
+    if isinstance(value, list):
+        return [found for number, inner in enumerate(value) for found in _nulls(inner, f"{path}[{number}]")]
+    return [path] if value is None else []
+
+
+async def test_a_template_has_the_types_that_an_official_client_insists_on(api: Any) -> None:
+    """Contract 1.5, trap by trap: each would be a ValidationError there. What is unknown is left out."""
+    body = await api.ok("GET", "/v1/templates", params={"category": "code", "language": "python"})
+    assert (body["object"], body["has_more"]) == ("list", False)
+    rows = [*body["data"], await api.ok("GET", "/v1/templates/code-interpreter")]
+    for row in rows:
+        assert _nulls(row) == []
+        assert isinstance(row["id"], str)
+        assert row["id"].isdecimal()
+        assert row["name"]
+        assert row["display_name"]
+        for field in ("features", "tags"):
+            assert isinstance(row[field], list)
+        for field in ("is_active", "is_public"):
+            assert row[field] is True
+        assert isinstance(row.get("organization_id", ""), str)
+        assert isinstance(row.get("popularity_score", 0), int)
+        assert all(row.get(field, "x") for field in ("created_at", "updated_at"))
+        for resources in (row.get("default_resources", {}), row.get("min_resources", {})):
+            assert all(isinstance(value, int) for value in resources.values())
+
+
 async def test_configured_templates_are_run_from_their_own_place(servers: Any, tmp_path: Path) -> None:
     """A virtual environment stays one, though its interpreter is a link to another's."""
     venv = tmp_path / "venv"
@@ -213,8 +244,57 @@ async def test_sandboxes_are_listed_by_pages_that_end(servers: Any) -> None:
         got, body = await api.call("GET", "/v1/sandboxes", params={"status": "asleep"})
         assert got == 400
         assert "paused" in body["message"]
-        got, body = await api.call("GET", "/v1/sandboxes", params={"cursor": "x"})
-        assert got == 400
+
+
+@pytest.mark.parametrize(
+    "cursor", ["x", "", "-1", "+1", "1.5", "0x1", " 1", "1_0", "٣", "9" * 19, "9" * 5000, "null", "None"]
+)
+async def test_a_cursor_that_was_never_given_is_refused(api: Any, cursor: str) -> None:
+    """Answering it with the first page would let a client that lost its place page for ever."""
+    status, body = await api.call("GET", "/v1/sandboxes", params={"cursor": cursor})
+    assert (status, body["code"]) == (400, "INVALID_REQUEST")
+    assert "next_cursor" in body["message"]
+
+
+async def test_a_cursor_at_the_end_gives_an_empty_page(servers: Any) -> None:
+    """Also when what it stands for was deleted meanwhile; more is never said without a cursor."""
+    async with servers.connect(servers.embedded()) as api:
+        boxes = [await api.create() for _ in range(3)]
+        body = await api.ok("GET", "/v1/sandboxes", params={"limit": "2"})
+        assert (body["has_more"], len(body["data"])) == (True, 2)
+        cursor = body["next_cursor"]
+        for box in boxes[1:]:
+            await api.ok("DELETE", f"/v1/sandboxes/{box.id}")
+        for place in (cursor, "9" * 18):
+            body = await api.ok("GET", "/v1/sandboxes", params={"limit": "2", "cursor": place})
+            assert (body["data"], body["has_more"], body["next_cursor"]) == ([], False, None)
+        body = await api.ok("GET", "/v1/sandboxes", params={"limit": "1"})
+        assert (len(body["data"]), body["has_more"], body["next_cursor"]) == (1, False, None)
+
+
+@pytest.mark.parametrize(
+    ("limit", "rows"), [("0", 1), ("-5", 1), ("1", 1), ("3", 3), ("100", 3), ("99999", 3)]
+)
+async def test_a_page_s_limit_is_clamped(servers: Any, limit: str, rows: int) -> None:
+    """Neither an empty page that says more nor an endless one; at most 100 rows."""
+    async with servers.connect(servers.embedded()) as api:
+        for _ in range(3):
+            await api.create()
+        body = await api.ok("GET", "/v1/sandboxes", params={"limit": limit})
+        assert len(body["data"]) == rows
+        assert body["has_more"] is (rows < 3)
+        assert (body["next_cursor"] is not None) is body["has_more"]
+
+
+async def test_no_page_has_more_than_a_hundred_rows(servers: Any) -> None:
+    """Whatever is asked for; the rest comes with the cursor."""
+    async with servers.connect(servers.embedded()) as api:
+        for _ in range(101):
+            await api.create()
+        body = await api.ok("GET", "/v1/sandboxes", params={"limit": "1000"})
+        assert (len(body["data"]), body["has_more"]) == (100, True)
+        body = await api.ok("GET", "/v1/sandboxes", params={"limit": "1000", "cursor": body["next_cursor"]})
+        assert (len(body["data"]), body["has_more"]) == (1, False)
 
 
 async def test_deleting_ends_the_jobs_and_the_files(api: Any, shared_server: Any) -> None:

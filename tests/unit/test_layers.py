@@ -33,8 +33,8 @@ _CLIENT = (
     ("__init__", "__main__"),
 )
 _SERVER = (
-    ("__init__", "admission", "config", "nest", "refusals", "launcher"),
-    ("records", "keys", "paths", "templates", "spool"),
+    ("__init__", "admission", "extras", "machine", "nest", "rates", "refusals", "tally", "launcher"),
+    ("config", "records", "keys", "paths", "templates", "spool"),
     ("jobtable", "sandboxtable", "engine"),
     ("store",),
     ("ledger",),
@@ -43,7 +43,8 @@ _SERVER = (
     ("sandboxes",),
     ("state",),
     ("wire", "handling"),
-    ("agent", "control", "environment", "files", "processes", "running"),
+    ("exposition", "ratelimits"),
+    ("agent", "control", "environment", "files", "metrics", "processes", "running"),
     ("app",),
     ("main",),
     ("embedded",),
@@ -70,6 +71,8 @@ _ONLY_IN = {
     "rich": {"cli"},
     "sqlite3": {"server"},
     "aiohttp": {"transport", "server"},
+    "psutil": {"server"},
+    "prometheus_client": {"server"},
 }
 
 

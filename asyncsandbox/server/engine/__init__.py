@@ -149,6 +149,9 @@ class Engine(Protocol):
     def resume(self, sandbox_id: str) -> None:
         """Let them go on."""
 
+    def top_process(self, sandbox_id: str) -> int | None:
+        """Return the process below which all processes of a sandbox are; None when nothing can run there."""
+
     def output_path(self, sandbox_id: str, process_id: str, stream: StreamName) -> Path:
         """Return where a job's output is spooled."""
 

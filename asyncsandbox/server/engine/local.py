@@ -38,6 +38,11 @@ class _Supervision:
         self._early: list[tuple[str, Callable[[ProcessLauncher], None]]] | None = []
         self._opening = asyncio.get_running_loop().create_task(self._open())
 
+    @property
+    def pid(self) -> int | None:
+        """The supervisor's process; None before it is up."""
+        return self._launcher.pid
+
     def say(self, words: Callable[[ProcessLauncher], None], *, starts: str = "") -> None:
         """Say something to the launcher; `starts` is the job that is started by it, if one is."""
         if self._early is None:
@@ -173,6 +178,11 @@ class LocalEngine:
     def resume(self, sandbox_id: str) -> None:
         """Let the supervisor continue everything."""
         self._tell(sandbox_id, lambda launcher: launcher.resume())
+
+    def top_process(self, sandbox_id: str) -> int | None:
+        """Return its supervisor's process: what a job leaves behind becomes the supervisor's child."""
+        supervision = self._supervisions.get(sandbox_id)
+        return None if supervision is None else supervision.pid
 
     def output_path(self, sandbox_id: str, process_id: str, stream: StreamName) -> Path:
         """Return the job's spool file."""

@@ -57,6 +57,11 @@ class ProcessLauncher:
         state = "closed" if self._closing else "new" if self._pid is None else f"pid={self._pid}"
         return f"<ProcessLauncher {self._sandbox_id!r} {state}>"
 
+    @property
+    def pid(self) -> int | None:
+        """The supervisor's process; None before it was made and once it is being ended."""
+        return None if self._closing else self._pid
+
     async def open(self) -> None:
         """Start the supervisor and wait until it listens.
 
