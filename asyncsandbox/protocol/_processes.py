@@ -33,6 +33,7 @@ __all__ = [
     "decode_process",
     "decode_processes",
     "encode_process",
+    "execution_id",
     "kill",
     "list_processes",
     "process_path",
@@ -54,11 +55,13 @@ class ProcessRow:
         info: the record.
         stdout: all of its stdout; None when the row does not hold all of it.
         stderr: the same for stderr.
+        execution_id: the contract's other id of it; None when the server gives none.
     """
 
     info: JobInfo
     stdout: bytes | None = None
     stderr: bytes | None = None
+    execution_id: str | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -123,6 +126,11 @@ def decode_output(reply: Reply, *, offset: int) -> OutputChunk:
     return OutputChunk(data=reply.body, offset=begin, next_offset=following, eof=eof)
 
 
+def execution_id(process_id: str) -> str:
+    """Return the other id that the contract gives a job, made from the one that it is known by."""
+    return f"exec_{process_id.partition('_')[2] or process_id}"
+
+
 def encode_process(info: JobInfo, *, stdout: bytes | None, stderr: bytes | None) -> dict[str, Any]:
     """Return a row of the list, with every spelling that an official client reads (contract 2.4).
 
@@ -137,7 +145,7 @@ def encode_process(info: JobInfo, *, stdout: bytes | None, stderr: bytes | None)
     odd = info.state in (JobState.TIMED_OUT, JobState.LOST)
     row: dict[str, Any] = {
         "process_id": info.process_id,
-        "execution_id": f"exec_{info.process_id.partition('_')[2] or info.process_id}",
+        "execution_id": execution_id(info.process_id),
         "name": info.name,
         "language": info.language,
         "status": JobState.FAILED.value if odd else info.state.value,
@@ -267,7 +275,7 @@ def decode_process(row: Mapping[str, Any], *, sandbox_id: str) -> ProcessRow:
         stdout_truncated=row.get("stdout_truncated") is True,
         stderr_truncated=row.get("stderr_truncated") is True,
     )
-    return ProcessRow(info=info, stdout=stdout, stderr=stderr)
+    return ProcessRow(info=info, stdout=stdout, stderr=stderr, execution_id=as_text(row.get("execution_id")))
 
 
 def _items(value: object) -> list[object]:

@@ -7,13 +7,20 @@ from typing import Final
 
 from aiohttp import web
 
-from asyncsandbox.server import agent, control, environment, files, processes, running
+from asyncsandbox.server import agent, callbacks, control, environment, files, processes, running
 from asyncsandbox.server.handling import AGENT_PREFIX, MAX_BODY, authenticate, turn_errors_into_replies
 from asyncsandbox.server.state import SERVER, Server
 
 __all__ = ["make_app"]
 
-_AGENT_ROUTES: Final = (running.routes, processes.routes, environment.routes, files.routes, agent.routes)
+_AGENT_ROUTES: Final = (
+    running.routes,
+    processes.routes,
+    callbacks.routes,
+    environment.routes,
+    files.routes,
+    agent.routes,
+)
 """Those first that are asked most: the router tries them in this order."""
 
 

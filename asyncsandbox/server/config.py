@@ -41,6 +41,8 @@ class ServerConfig:
         grace: seconds between SIGTERM and SIGKILL when a job is ended.
         output_limit: bytes kept of each stream of a job, half of its head and half of its tail.
         slots: busy jobs at once; None = by the number of cores.
+        callback_floor: bound of the first gap between two tries to deliver a callback, seconds.
+        callback_cap: bound of the longest such gap, seconds.
     """
 
     state_dir: Path
@@ -52,3 +54,5 @@ class ServerConfig:
     grace: float = DEFAULT_GRACE
     output_limit: int = DEFAULT_OUTPUT_LIMIT
     slots: int | None = None
+    callback_floor: float = 0.5
+    callback_cap: float = 60.0

@@ -23,6 +23,7 @@ from asyncsandbox.server.outputs import Outputs
 from asyncsandbox.server.sandboxes import Sandboxes
 from asyncsandbox.server.store import Store
 from asyncsandbox.server.templates import Templates
+from asyncsandbox.server.webhooks import DeliveryPolicy, Webhooks
 
 __all__ = ["SERVER", "Server"]
 
@@ -42,6 +43,7 @@ class Server:
         outputs: what jobs wrote.
         jobs: what runs.
         sandboxes: what it runs in.
+        webhooks: who is told of ends.
         resources: what a sandbox has here: all that the machine has.
         started_at: Unix time.
         requests: calls of each sandbox's agent.
@@ -55,6 +57,7 @@ class Server:
     outputs: Outputs
     jobs: Jobs
     sandboxes: Sandboxes
+    webhooks: Webhooks
     resources: Mapping[str, int]
     started_at: float = attrs.field(factory=time.time)
     requests: Counter[str] = attrs.field(factory=Counter)
@@ -86,6 +89,10 @@ class Server:
             output_limit=config.output_limit,
         )
         sandboxes = Sandboxes(config=config, ledger=ledger, engine=engine, jobs=jobs, templates=templates)
+        policy = DeliveryPolicy(floor=config.callback_floor, cap=config.callback_cap)
+        webhooks = Webhooks(ledger, outputs, policy=policy)
+        jobs.on_end = webhooks.job_ended
+        webhooks.recover()
         sandboxes.recover()
         jobs.recover()
         return cls(
@@ -96,6 +103,7 @@ class Server:
             outputs=outputs,
             jobs=jobs,
             sandboxes=sandboxes,
+            webhooks=webhooks,
             resources=_resources(config),
         )
 
@@ -103,6 +111,7 @@ class Server:
         """End every process and close the records. At the next start what ran is lost, the rest goes on."""
         await self.sandboxes.close()
         await self.engine.close()
+        await self.webhooks.close()
         self.ledger.close()
 
 

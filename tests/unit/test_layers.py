@@ -35,22 +35,22 @@ _CLIENT = (
 _SERVER = (
     ("__init__", "admission", "config", "nest", "refusals", "launcher"),
     ("records", "keys", "paths", "templates", "spool"),
-    ("jobtable", "sandboxtable", "engine"),
+    ("jobtable", "sandboxtable", "deliveries", "engine"),
     ("store",),
     ("ledger",),
     ("outputs",),
-    ("jobs",),
+    ("jobs", "webhooks"),
     ("sandboxes",),
     ("state",),
     ("wire", "handling"),
-    ("agent", "control", "environment", "files", "processes", "running"),
+    ("agent", "callbacks", "control", "environment", "files", "processes", "running"),
     ("app",),
     ("main",),
     ("embedded",),
     ("__main__",),
 )
 # What both sides share. Everything else of the client is closed to the server.
-_FLOOR = {"errors", "models", "protocol", "_clock", "_version"}
+_FLOOR = {"errors", "models", "backoff", "protocol", "_clock", "_version"}
 # The supervisor is a process of its own: it starts fast and holds little because it imports nothing but these.
 _SUPERVISOR = {
     "bootstrap",
