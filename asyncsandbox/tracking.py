@@ -57,6 +57,8 @@ class Cell:
         acknowledged: when its start was, on the client's clock.
         misses: good, whole lists in a row that lacked it.
         settling: whether its output is being fetched.
+        calls_back: whether its server posts its end to this program, so that looking is for a lost post only.
+        listed: whether a list that lacks it says something; False where nobody knows that lists have it.
     """
 
     __slots__ = (
@@ -64,8 +66,10 @@ class Cell:
         "_waiters",
         "acknowledged",
         "board",
+        "calls_back",
         "collect",
         "info",
+        "listed",
         "misses",
         "process_id",
         "removed",
@@ -83,6 +87,8 @@ class Cell:
         self.acknowledged = acknowledged
         self.misses = 0
         self.settling = False
+        self.calls_back = False
+        self.listed = True
         # Almost every job has one waiter or none: a tuple is the smallest thing that holds either.
         self._waiters: tuple[weakref.ref[Waiter], ...] = ()
 
@@ -156,6 +162,7 @@ class Board:
         cursor: where the last answer ended; None = the next look must see everything.
         due: when to look next, on the client's clock; None = not scheduled.
         gap: seconds between the last two looks; None before the first.
+        resting: whether the next look is far off because all jobs call back.
         failures: looks in a row that gave an error.
         failing_since: when the first of them began; None while there are none.
     """
@@ -167,6 +174,7 @@ class Board:
         self.cursor: str | None = None
         self.due: float | None = None
         self.gap: float | None = None
+        self.resting = False
         self.failures = 0
         self.failing_since: float | None = None
         self._cells: weakref.WeakValueDictionary[str, Cell] = weakref.WeakValueDictionary()
@@ -193,6 +201,10 @@ class Board:
                 return now - cell.acknowledged
             self._order.pop()
         return None
+
+    def all_call_back(self) -> bool:
+        """Whether the ends of all unfinished jobs are posted to this program."""
+        return bool(self._cells) and all(cell.calls_back for cell in self._cells.values())
 
     def begin_start(self) -> int:
         """Note that a start is under way; what it returns goes to `end_start`."""
@@ -245,6 +257,9 @@ class Board:
         ended = []
         for row in listing.rows:
             cell = self._cells.get(row.info.process_id)
+            if cell is None and (cell := self._cells.get(row.execution_id or "")) is not None:
+                # Its start was answered with this id alone (contract 2.6).
+                row = attrs.evolve(row, info=attrs.evolve(row.info, process_id=cell.process_id))  # noqa: PLW2901
             if cell is None:
                 self._keep_stray(row)
                 continue
@@ -267,7 +282,7 @@ class Board:
         lost = []
         self._suspect = False
         for cell in self._cells.values():
-            if cell.process_id in listed or cell.settling or cell.acknowledged >= asked:
+            if cell.process_id in listed or cell.settling or not cell.listed or cell.acknowledged >= asked:
                 continue
             cell.misses += 1
             if cell.misses >= _MISSES_UNTIL_LOST:

@@ -85,6 +85,8 @@ def encode_callback(
 ) -> dict[str, Any]:
     """Return the body of a callback: the contract's fields, and those of the job's row (ours).
 
+    ``stdout_truncated`` says that the body does not hold all of it, ``stdout_dropped`` that nobody has all of it.
+
     Args:
         info: the record of the job, which has ended.
         stdout: its output, or the end of it.
@@ -93,6 +95,7 @@ def encode_callback(
     """
     row = encode_process(info, stdout=stdout, stderr=stderr)
     for stream, data, size in (("stdout", stdout, info.stdout_size), ("stderr", stderr, info.stderr_size)):
+        row[f"{stream}_dropped"] = row[f"{stream}_truncated"]
         row[f"{stream}_truncated"] = row[f"{stream}_truncated"] or (size or 0) > len(data)
     return {
         **row,
@@ -133,6 +136,8 @@ def decode_callback(body: Mapping[str, Any], *, process_id: str, sandbox_id: str
         # The row holds the end of a long stream, and that is what a result shows.
         row[f"{stream}_complete"] = True
         row[stream] = as_text(body.get(stream)) or ""
+        if f"{stream}_dropped" in body:
+            row[f"{stream}_truncated"] = body[f"{stream}_dropped"]
     ended_at = unix_time(first_of(body, "completed_at", "end_time", "timestamp"))
     row["completed_at"] = ended_at
     took = as_number(body.get("execution_time"))

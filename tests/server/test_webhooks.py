@@ -19,6 +19,7 @@ import pytest
 from aiohttp import web
 from blockbuster import BlockBuster
 
+from asyncsandbox import Client, protocol
 from asyncsandbox.models import EndReason, JobInfo, JobState
 from asyncsandbox.server.deliveries import RECORD_LIFE, Callback, Delivery, DeliveryState
 from asyncsandbox.server.jobtable import Ending
@@ -27,7 +28,9 @@ from asyncsandbox.server.records import JobKind, Launch
 from asyncsandbox.server.store import Store
 from asyncsandbox.server.webhooks import Answer, DeliveryPolicy, Webhooks
 from asyncsandbox.testing import FakeClock
+from asyncsandbox.webhooks import WebhookReceiver
 
+_KEY = "a-key-for-tests"
 _SECRET = "a secret of the receiver"
 _FAST = {"callback_floor": 0.01, "callback_cap": 0.05}
 
@@ -317,6 +320,28 @@ async def test_a_deleted_sandbox_still_tells(servers: Any) -> None:
     assert bodies[killed["execution_id"]]["status"] == "failed"
     assert bodies[killed["execution_id"]]["end_reason"] == "killed"
     assert bodies[killed["execution_id"]]["stdout"] == "up\n"
+
+
+async def test_a_client_hears_of_its_job_through_a_restart(servers: Any, until: Any) -> None:
+    """The receiver is down and the server dies meanwhile; the waiting client asks neither of them."""
+    port, hooks = _free_port(), _free_port()
+    server = servers.tcp(port=port, **_FAST)
+    receiver = WebhookReceiver(public_url=f"http://127.0.0.1:{hooks}")
+    async with Client(server.said["url"], api_key=_KEY, webhook=receiver, clock=FakeClock()) as client:
+        sandbox = await client.create_sandbox()
+        job = await sandbox.run_code_async("print('through it all')")
+        path = protocol.async_path(protocol.execution_id(job.process_id))
+
+        async def tried() -> bool:
+            reply = await sandbox._agent.call(protocol.get(path), what="asking")
+            return bool(protocol.json_object(reply)["attempts"])
+
+        await until(tried)
+        server.kill()
+        servers.tcp(port=port, **_FAST)
+        async with receiver.listen(port=hooks):
+            result = await job.wait()
+        assert (result.stdout, result.ok, client.stats.looks) == ("through it all\n", True, 0)
 
 
 # --- on virtual time ---------------------------------------------------------------------------------------

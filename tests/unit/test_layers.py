@@ -19,14 +19,14 @@ _CLIENT = (
     ("models", "_tasks"),
     ("backoff", "protocol", "embedded"),
     ("transport",),
-    ("control",),
+    ("control", "webhooks"),
     ("agent",),
     ("tracking",),
     ("results",),
     ("watcher",),
     ("jobs",),
     ("waiting", "starting"),
-    ("groups", "files", "commands", "environment"),
+    ("groups", "files", "commands", "environment", "callbacks"),
     ("sandbox",),
     ("client",),
     ("testing", "cli"),
@@ -69,7 +69,7 @@ _ONLY_IN = {
     "typer": {"cli"},
     "rich": {"cli"},
     "sqlite3": {"server"},
-    "aiohttp": {"transport", "server"},
+    "aiohttp": {"transport", "webhooks", "server"},
 }
 
 
