@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import socket
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
 import aiohttp
@@ -94,10 +95,18 @@ async def poster(receiver: WebhookReceiver) -> AsyncIterator[Poster]:
         yield Poster(session, receiver)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@pytest.fixture
+def reserve_port() -> Iterator[Callable[[], int]]:
+    """Return ports that nobody else gets during the test: held without listening, which refuses connections."""
+    with contextlib.ExitStack() as held:
+
+        def reserve() -> int:
+            port = held.enter_context(socket.socket())
+            port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            port.bind(("127.0.0.1", 0))
+            return int(port.getsockname()[1])
+
+        yield reserve
 
 
 def _asked(server: FakeServer) -> dict[str, Any]:
@@ -166,9 +175,9 @@ async def test_a_longer_result_than_a_callback_holds_is_fetched(receiver: Webhoo
         assert (len(few.stdout_bytes), few.stdout_truncated) == (200_000, True)
 
 
-async def test_a_receiver_that_is_down_at_first_is_told_later() -> None:
+async def test_a_receiver_that_is_down_at_first_is_told_later(reserve_port: Callable[[], int]) -> None:
     """The server tries again until somebody listens."""
-    port = _free_port()
+    port = reserve_port()
     receiver = WebhookReceiver(public_url=f"http://127.0.0.1:{port}")
     async with (
         Client(isolation="none", webhook=receiver, clock=FakeClock()) as client,
@@ -187,9 +196,9 @@ async def test_a_receiver_that_is_down_at_first_is_told_later() -> None:
             assert (await job.wait()).stdout == "late\n"
 
 
-async def test_a_receiver_works_inside_an_application_of_the_user() -> None:
+async def test_a_receiver_works_inside_an_application_of_the_user(reserve_port: Callable[[], int]) -> None:
     """Mounted below a path, beside other routes."""
-    port = _free_port()
+    port = reserve_port()
     receiver = WebhookReceiver(public_url=f"http://127.0.0.1:{port}/hooks")
     app = web.Application()
     app.add_subapp("/hooks/", receiver.app())
@@ -263,7 +272,9 @@ async def test_a_callback_for_another_run_ends_nothing(
         assert status == 200
         assert not job.done
         server.finish(job.process_id, stdout=b"right")
+        began = server.clock.now()
         assert (await server.clock.run(job.wait())).stdout == "right"
+        assert server.clock.now() - began < 1
 
 
 @pytest.mark.parametrize("raw", [b"", b"no json", b"[]", b"\xff", b"[" * 100_000])

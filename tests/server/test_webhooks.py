@@ -10,7 +10,7 @@ import json
 import socket
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from asyncsandbox.server.store import Store
 from asyncsandbox.server.webhooks import Answer, DeliveryPolicy, Webhooks
 from asyncsandbox.testing import FakeClock
 from asyncsandbox.webhooks import WebhookReceiver
+
+pytestmark = pytest.mark.timeout(120)
 
 _KEY = "a-key-for-tests"
 _SECRET = "a secret of the receiver"
@@ -81,10 +83,18 @@ async def receiver() -> AsyncIterator[Receiver]:
         yield receiver
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@pytest.fixture
+def reserve_port() -> Iterator[Callable[[], int]]:
+    """Return ports that nobody else gets during the test: held without listening, which refuses connections."""
+    with contextlib.ExitStack() as held:
+
+        def reserve() -> int:
+            port = held.enter_context(socket.socket())
+            port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            port.bind(("127.0.0.1", 0))
+            return int(port.getsockname()[1])
+
+        yield reserve
 
 
 async def _run(box: Any, code: str, url: str, **fields: Any) -> dict[str, Any]:
@@ -241,9 +251,11 @@ async def test_a_delivery_is_told_to_its_sandbox_alone(api: Any, box: Any, recei
         assert status == 404
 
 
-async def test_a_receiver_that_is_down_at_first_hears_later(servers: Any, until: Any) -> None:
+async def test_a_receiver_that_is_down_at_first_hears_later(
+    servers: Any, until: Any, reserve_port: Callable[[], int]
+) -> None:
     """Refused connections and refusals are tried again; the same delivery, the same body, a new stamp."""
-    port = _free_port()
+    port = reserve_port()
     url = f"http://127.0.0.1:{port}/hook"
     server = servers.tcp(**_FAST)
     async with servers.connect(server) as api:
@@ -272,9 +284,11 @@ async def test_a_receiver_that_is_down_at_first_hears_later(servers: Any, until:
     assert json.loads(receiver.posts[0][1])["stdout"] == "late\n"
 
 
-async def test_a_restart_loses_no_callback(servers: Any, receiver: Receiver) -> None:
+async def test_a_restart_loses_no_callback(
+    servers: Any, receiver: Receiver, reserve_port: Callable[[], int]
+) -> None:
     """What was pending is delivered by the next server, what ran is told as failed, what was told is not again."""
-    port = _free_port()
+    port = reserve_port()
     down = f"http://127.0.0.1:{port}/hook"
     server = servers.tcp(**_FAST)
     async with servers.connect(server) as api:
@@ -300,9 +314,9 @@ async def test_a_restart_loses_no_callback(servers: Any, receiver: Receiver) -> 
     assert len(receiver.posts) == 1
 
 
-async def test_a_deleted_sandbox_still_tells(servers: Any) -> None:
+async def test_a_deleted_sandbox_still_tells(servers: Any, reserve_port: Callable[[], int]) -> None:
     """What ended before is delivered, and what the deletion killed is told as failed."""
-    port = _free_port()
+    port = reserve_port()
     down = f"http://127.0.0.1:{port}/hook"
     server = servers.tcp(**_FAST)
     async with servers.connect(server) as api:
@@ -322,9 +336,11 @@ async def test_a_deleted_sandbox_still_tells(servers: Any) -> None:
     assert bodies[killed["execution_id"]]["stdout"] == "up\n"
 
 
-async def test_a_client_hears_of_its_job_through_a_restart(servers: Any, until: Any) -> None:
+async def test_a_client_hears_of_its_job_through_a_restart(
+    servers: Any, until: Any, reserve_port: Callable[[], int]
+) -> None:
     """The receiver is down and the server dies meanwhile; the waiting client asks neither of them."""
-    port, hooks = _free_port(), _free_port()
+    port, hooks = reserve_port(), reserve_port()
     server = servers.tcp(port=port, **_FAST)
     receiver = WebhookReceiver(public_url=f"http://127.0.0.1:{hooks}")
     async with Client(server.said["url"], api_key=_KEY, webhook=receiver, clock=FakeClock()) as client:
