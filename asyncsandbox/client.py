@@ -12,7 +12,7 @@ import warnings
 import weakref
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import attrs
 
@@ -36,6 +36,9 @@ from asyncsandbox.sandbox import Opening, Sandbox
 from asyncsandbox.starting import CLEAN_UP_GRACE
 from asyncsandbox.transport import Channel, Endpoint, HttpSender, TrafficCounter, is_url
 from asyncsandbox.watcher import Watcher
+
+if TYPE_CHECKING:
+    from asyncsandbox.webhooks import WebhookReceiver
 
 __all__ = ["Client", "ClientStats"]
 
@@ -126,6 +129,7 @@ class Client:
         max_requests: requests in flight at most. Looks at jobs, and requests that are answered when something
             has ended, have bounds of their own.
         result_limit: bytes of each stream that a `JobResult` carries.
+        webhook: where servers post the ends of what `Sandbox.run_code_async` starts; None = nowhere.
         clock: where time comes from; for tests.
         uniform: where randomness comes from; for tests.
 
@@ -153,6 +157,7 @@ class Client:
         request_timeout: float = 30.0,
         max_requests: int = 64,
         result_limit: int = _DEFAULT_RESULT_LIMIT,
+        webhook: WebhookReceiver | None = None,
         clock: Clock | None = None,
         uniform: Uniform = random.uniform,
     ) -> None:
@@ -172,7 +177,10 @@ class Client:
                 raise InvalidRequestError(f"{name} must be a whole number from 1, not {value!r}")
         if not _is_seconds(request_timeout):
             raise InvalidRequestError(f"request_timeout must be more than 0 seconds, not {request_timeout!r}")
+        if webhook is not None and not hasattr(webhook, "expect"):
+            raise InvalidRequestError(f"webhook must be a WebhookReceiver, not {type(webhook).__name__}")
         self.server = choice.server
+        self.webhook = webhook
         self._api_key = choice.api_key
         self._isolation = isolation
         self._templates = dict(templates or {})

@@ -6,11 +6,12 @@ import contextlib
 import warnings
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, ClassVar, Protocol, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Unpack
 
 from asyncsandbox import protocol
 from asyncsandbox._tasks import Tasks
 from asyncsandbox.agent import Agent
+from asyncsandbox.callbacks import CallbackStarter
 from asyncsandbox.commands import Commands, run_to_end
 from asyncsandbox.control import ControlPlane
 from asyncsandbox.environment import Environment
@@ -23,6 +24,9 @@ from asyncsandbox.protocol import Request
 from asyncsandbox.starting import DEFAULT_MAX_IN_FLIGHT, Specs, StartAll, Starter
 from asyncsandbox.watcher import Watcher
 
+if TYPE_CHECKING:
+    from asyncsandbox.webhooks import WebhookReceiver
+
 __all__ = ["Opening", "Sandbox"]
 
 
@@ -33,6 +37,7 @@ class Owner(Protocol):
     control: ControlPlane
     watcher: Watcher
     tasks: Tasks
+    webhook: WebhookReceiver | None
 
     def release(self, sandbox: Sandbox, reason: str) -> None:
         """Forget a sandbox that has been ended."""
@@ -97,6 +102,9 @@ class Sandbox:
         self._agent = agent
         self._owner = owner
         self._starter = Starter(self, agent=agent, watcher=owner.watcher, tasks=owner.tasks)
+        self._callbacks = CallbackStarter(
+            self, agent=agent, watcher=owner.watcher, tasks=owner.tasks, receiver=owner.webhook
+        )
         self.files = Files(agent)
         self.env = Environment(agent)
         self.commands = Commands(agent, self._starter)
@@ -225,6 +233,59 @@ class Sandbox:
             },
         )
         return await self._starter.code(spec)
+
+    async def run_code_async(
+        self,
+        code: str | JobSpec,
+        *,
+        callback_url: str | None = None,
+        callback_headers: Mapping[str, str] | None = None,
+        callback_signature_secret: str | None = None,
+        language: str | None = None,
+        timeout: float | None = None,
+        env: Mapping[str, str] | None = None,
+        working_dir: str | None = None,
+    ) -> Job:
+        """Start code as a background job whose end the server posts to a URL, and return its handle.
+
+        With a client that has a `WebhookReceiver` the URL and the secret are filled in, and the job ends here
+        as soon as it is called back for. Nobody asks for its status meanwhile, but for a look every 30 seconds
+        in case the callback is lost. With a `callback_url` of your own the handle is like that of
+        `run_code_background`. A stock server, which tells no process id, lists such runs at most by their
+        execution id: there a job ends by its callback, or as lost when its sandbox is gone.
+
+        Args:
+            code: a program, or a spec; what a spec leaves open is taken from the other arguments.
+            callback_url: where the server is to post; None = the client's receiver.
+            callback_headers: to be sent along with the callback.
+            callback_signature_secret: what a callback to `callback_url` is signed with; None = not signed.
+            language: "python" (default), "javascript", "bash" or "go".
+            timeout: seconds that the job may run, not counting the time in the queue; None = 3600.
+            env: variables for this job, on top of the sandbox's.
+            working_dir: where it runs; None as in `JobSpec`.
+
+        Raises:
+            InvalidRequestError: no URL and no receiver, empty code, an impossible value.
+            ClientStateError: the receiver does not listen yet.
+            SandboxClosedError: the sandbox was closed or is gone.
+            TransportError: the server could not be reached.
+
+        Cancellation: the start is settled all the same, and its job killed.
+
+        Protocol: ``POST /execute/async`` (contract 2.6).
+        """
+        spec = merge_specs(
+            code,
+            {
+                "language": language,
+                "timeout": protocol.ASYNC_TIMEOUT if timeout is None else timeout,
+                "env": env,
+                "working_dir": working_dir,
+            },
+        )
+        return await self._callbacks.start(
+            spec, url=callback_url, headers=callback_headers, secret=callback_signature_secret
+        )
 
     def start_all(
         self,

@@ -279,7 +279,7 @@ class FakeServer:
         match request.method, parts:
             case "GET", ["health"]:
                 return _json({"status": "healthy", "features": {"asyncsandbox": self.features}})
-            case "POST", ["execute" | "commands", "background"]:
+            case "POST", ["execute" | "commands", "background" | "async"]:
                 return self._start(request, sandbox_id)
             case "GET", ["execute", "processes"]:
                 return self._list(sandbox_id, request.params.get("since"))

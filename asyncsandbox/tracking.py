@@ -60,6 +60,8 @@ class Cell:
         start_key: the key in its name on the wire, below which its output is kept (`asyncsandbox.capture`); None on
             a server that keeps it itself.
         killed: whether it was killed from here.
+        calls_back: whether its server posts its end to this program, so that looking is for a lost post only.
+        listed: whether a list that lacks it says something; False where nobody knows that lists have it.
     """
 
     __slots__ = (
@@ -67,9 +69,11 @@ class Cell:
         "_waiters",
         "acknowledged",
         "board",
+        "calls_back",
         "collect",
         "info",
         "killed",
+        "listed",
         "misses",
         "process_id",
         "removed",
@@ -90,6 +94,8 @@ class Cell:
         self.acknowledged = acknowledged
         self.misses = 0
         self.settling = False
+        self.calls_back = False
+        self.listed = True
         # Almost every job has one waiter or none: a tuple is the smallest thing that holds either.
         self._waiters: tuple[weakref.ref[Waiter], ...] = ()
 
@@ -186,6 +192,7 @@ class Board:
         cursor: where the last answer ended; None = the next look must see everything.
         due: when to look next, on the client's clock; None = not scheduled.
         gap: seconds between the last two looks; None before the first.
+        resting: whether the next look is far off because all jobs call back.
         failures: looks in a row that gave an error.
         failing_since: when the first of them began; None while there are none.
         good_looks: answers that were taken in so far.
@@ -199,6 +206,7 @@ class Board:
         self.cursor: str | None = None
         self.due: float | None = None
         self.gap: float | None = None
+        self.resting = False
         self.failures = 0
         self.failing_since: float | None = None
         self.good_looks = 0
@@ -229,6 +237,10 @@ class Board:
                 return now - cell.acknowledged
             self._order.pop()
         return None
+
+    def all_call_back(self) -> bool:
+        """Whether the ends of all unfinished jobs are posted to this program."""
+        return bool(self._cells) and all(cell.calls_back for cell in self._cells.values())
 
     def begin_start(self) -> int:
         """Note that a start is under way; what it returns goes to `end_start`."""
@@ -293,6 +305,9 @@ class Board:
         orphans = []
         for row in listing.rows:
             cell = self._cells.get(row.info.process_id)
+            if cell is None and (cell := self._cells.get(row.execution_id or "")) is not None:
+                # Its start was answered with this id alone (contract 2.6).
+                row = attrs.evolve(row, info=attrs.evolve(row.info, process_id=cell.process_id))  # noqa: PLW2901
             if cell is None:
                 self._keep_stray(row)
                 if self._is_orphan(row):
@@ -324,7 +339,7 @@ class Board:
         lost = []
         self._suspect = False
         for cell in self._cells.values():
-            if cell.process_id in listed or cell.settling or cell.acknowledged >= asked:
+            if cell.process_id in listed or cell.settling or not cell.listed or cell.acknowledged >= asked:
                 continue
             cell.misses += 1
             if cell.misses >= _MISSES_UNTIL_LOST:

@@ -13,6 +13,8 @@ import weakref
 from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
+import attrs
+
 from asyncsandbox import protocol
 from asyncsandbox._clock import Clock
 from asyncsandbox._tasks import Tasks
@@ -39,6 +41,8 @@ _log = logging.getLogger("asyncsandbox.watcher")
 
 _FETCHES: Final = 16
 _GONE: Final = 410
+_CALLBACK_GAP: Final = 30.0
+"""Seconds between looks where every end is posted to this program: only a lost post makes them useful."""
 _ENDED: Final = frozenset({"deleted", "stopped", "expired", "error"})
 
 
@@ -105,6 +109,20 @@ class Watcher:
             cell.settling = True
             self._apply(cell.board, News(ended=[(cell, row)]))
 
+    def called_back(self, cell: Cell, row: ProcessRow) -> None:
+        """Take in what a callback says of one job. It holds the end of a long output; more is fetched if wanted."""
+        info = row.info
+        if cell.listed:  # only then there is more to be had
+            row = attrs.evolve(
+                row,
+                stdout=self._if_enough(row.stdout, info.stdout_size),
+                stderr=self._if_enough(row.stderr, info.stderr_size),
+            )
+        self.deliver(cell, row)
+
+    def _if_enough(self, data: bytes | None, size: int | None) -> bytes | None:
+        return None if data is not None and len(data) < min(size or 0, self.result_limit) else data
+
     def close_board(self, sandbox_id: str, reason: str) -> None:
         """Lose what has not ended in a sandbox that is gone."""
         board = self._boards.pop(sandbox_id, None)
@@ -131,13 +149,17 @@ class Watcher:
     def attend(self, board: Board, waiter: Waiter) -> None:
         """Look at `board` while `waiter` waits. Part of `Poller`."""
         board.waiting.add(waiter)
-        if board in self._wanted:
+        rests = board.all_call_back()
+        if board in self._wanted and (rests or not board.resting):
             return
         self._wanted.add(board)
         now = self.clock.now()
         # A schedule that still runs is kept: waiting again, or for one more job, does not make it faster.
-        if board.due is None or board.due < now:
+        if board.due is None or board.due < now or (board.resting and not rests):
             board.due = now + first_gap(self.policy, self._uniform)
+            if rests:
+                board.due = max(board.due, now + _CALLBACK_GAP - (board.youngest_age(now) or 0.0))
+        board.resting = rests
         self._wake.set()
         if self._loop_task is None or self._loop_task.done():
             self._loop_task = self._tasks.spawn(self._run(), name="asyncsandbox watcher")
@@ -246,6 +268,9 @@ class Watcher:
             cost=cost,
             uniform=self._uniform,
         )
+        board.resting = board.all_call_back()
+        if board.resting:
+            board.gap = max(board.gap, _CALLBACK_GAP)
         board.due = now if more else now + board.gap
 
     async def _failed(self, board: Board, error: Exception, asked: float) -> None:

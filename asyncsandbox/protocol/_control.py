@@ -32,6 +32,7 @@ FEATURES: Final[Mapping[str, int]] = {
     "record": 1,  # GET and DELETE /execute/processes/{id}
     "output": 1,  # GET /execute/processes/{id}/output
     "inputs": 1,  # args, stdin, files and own_directory in a start
+    "webhooks": 1,  # process_id of what calls back, which is listed; GET /execute/async/{execution_id}
 }
 """Ours: what this version of the server announces."""
 

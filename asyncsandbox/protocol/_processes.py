@@ -34,6 +34,7 @@ __all__ = [
     "decode_process",
     "decode_processes",
     "encode_process",
+    "execution_id",
     "kill",
     "kill_by_path",
     "list_processes",
@@ -57,12 +58,14 @@ class ProcessRow:
         stdout: all of its stdout; None when the row does not hold all of it.
         stderr: the same for stderr.
         start_key: the key in its name on the wire; None when it has none.
+        execution_id: the contract's other id of it; None when the server gives none.
     """
 
     info: JobInfo
     stdout: bytes | None = None
     stderr: bytes | None = None
     start_key: str | None = None
+    execution_id: str | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -134,6 +137,11 @@ def decode_output(reply: Reply, *, offset: int) -> OutputChunk:
     return OutputChunk(data=reply.body, offset=begin, next_offset=following, eof=eof)
 
 
+def execution_id(process_id: str) -> str:
+    """Return the other id that the contract gives a job, made from the one that it is known by."""
+    return f"exec_{process_id.partition('_')[2] or process_id}"
+
+
 def encode_process(info: JobInfo, *, stdout: bytes | None, stderr: bytes | None) -> dict[str, Any]:
     """Return a row of the list, with every spelling that an official client reads (contract 2.4).
 
@@ -148,7 +156,7 @@ def encode_process(info: JobInfo, *, stdout: bytes | None, stderr: bytes | None)
     odd = info.state in (JobState.TIMED_OUT, JobState.LOST)
     row: dict[str, Any] = {
         "process_id": info.process_id,
-        "execution_id": f"exec_{info.process_id.partition('_')[2] or info.process_id}",
+        "execution_id": execution_id(info.process_id),
         "name": info.name,
         "language": info.language,
         "status": JobState.FAILED.value if odd else info.state.value,
@@ -288,7 +296,13 @@ def decode_process(row: Mapping[str, Any], *, sandbox_id: str) -> ProcessRow:
         stdout_truncated=row.get("stdout_truncated") is True,
         stderr_truncated=row.get("stderr_truncated") is True,
     )
-    return ProcessRow(info=info, stdout=stdout, stderr=stderr, start_key=start_key)
+    return ProcessRow(
+        info=info,
+        stdout=stdout,
+        stderr=stderr,
+        start_key=start_key,
+        execution_id=as_text(row.get("execution_id")),
+    )
 
 
 def _items(value: object) -> list[object]:

@@ -7,7 +7,16 @@ from typing import Final
 
 from aiohttp import web
 
-from asyncsandbox.server import agent, control, environment, files, metrics, processes, running
+from asyncsandbox.server import (
+    agent,
+    callbacks,
+    control,
+    environment,
+    files,
+    metrics,
+    processes,
+    running,
+)
 from asyncsandbox.server.handling import AGENT_PREFIX, MAX_BODY, authenticate, turn_errors_into_replies
 from asyncsandbox.server.ratelimits import limit_requests
 from asyncsandbox.server.state import SERVER, Server
@@ -17,6 +26,7 @@ __all__ = ["make_app"]
 _AGENT_ROUTES: Final = (
     running.routes,
     processes.routes,
+    callbacks.routes,
     environment.routes,
     files.routes,
     agent.routes,

@@ -44,6 +44,8 @@ class ServerConfig:
         output_limit: bytes kept of each stream of a job, half of its head and half of its tail.
         slots: busy jobs at once; None = by the number of cores.
         rates: how often callers may ask; empty = as often as they like.
+        callback_floor: bound of the first gap between two tries to deliver a callback, seconds.
+        callback_cap: bound of the longest such gap, seconds.
     """
 
     state_dir: Path
@@ -56,3 +58,5 @@ class ServerConfig:
     output_limit: int = DEFAULT_OUTPUT_LIMIT
     slots: int | None = None
     rates: Mapping[Scope, Rate] = attrs.field(factory=dict)
+    callback_floor: float = 0.5
+    callback_cap: float = 60.0

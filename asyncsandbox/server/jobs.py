@@ -6,12 +6,15 @@ import asyncio
 import logging
 import secrets
 import time
+from collections.abc import Callable
 from typing import Final
 
 from asyncsandbox.errors import APIError, ServerError
 from asyncsandbox.models import EndReason, JobInfo, JobState
+from asyncsandbox.protocol import execution_id
 from asyncsandbox.server import refusals
 from asyncsandbox.server.admission import Admission
+from asyncsandbox.server.deliveries import Callback
 from asyncsandbox.server.engine import Engine, Order, Prepared
 from asyncsandbox.server.jobtable import Ending
 from asyncsandbox.server.launcher import LaunchEnd
@@ -47,6 +50,7 @@ class Jobs:
 
     Attributes:
         tally: what ran so far.
+        on_end: called with the record of each job that has ended, once that is on disk.
     """
 
     def __init__(
@@ -63,15 +67,25 @@ class Jobs:
         self._ended: list[str] = []
         self._waiters: dict[str, list[asyncio.Future[JobRecord]]] = {}
         self._look: asyncio.TimerHandle | None = None
+        self.on_end: Callable[[JobRecord], None] = lambda _record: None
         ledger.before_commit = self._pick
         ledger.after_commit = self._act
 
     # --- what clients ask for ---------------------------------------------------------------------------
 
     async def start(
-        self, sandbox: SandboxRecord, order: Order, *, kind: JobKind, key: str | None = None, digest: str = ""
+        self,
+        sandbox: SandboxRecord,
+        order: Order,
+        *,
+        kind: JobKind,
+        key: str | None = None,
+        digest: str = "",
+        callback: Callback | None = None,
     ) -> JobRecord:
         """Take an order in, once for each key. Returns when that is on disk, not when it runs.
+
+        `callback` says whom to tell of its end; that is on disk with it.
 
         Raises:
             InvalidRequestError: the order cannot be run here.
@@ -98,6 +112,8 @@ class Jobs:
         else:
             prepared = self._engine.prepare(sandbox, process_id, order)
         record = self._take_in(sandbox.id, process_id, order, prepared, kind=kind)
+        if callback is not None:
+            self._ledger.deliveries.expect(process_id, sandbox.id, callback)
         self._ledger.keys.record(sandbox.id, key, digest, process_id)
         try:
             await self._ledger.committed()
@@ -299,6 +315,7 @@ class Jobs:
             self._admission.ended(process_id, self._now())
         self._table.withdraw(process_id)
         self._ledger.keys.forget(process_id)
+        self._ledger.deliveries.forget(execution_id(process_id))
         self._engine.discard(record.sandbox_id, process_id, launch)
 
     def _enqueue(self, record: JobRecord) -> None:
@@ -354,6 +371,8 @@ class Jobs:
         ended, self._ended = self._ended, []
         for process_id in ended:
             record = self._table.get(process_id)
+            if record is not None:
+                self.on_end(record)
             for waiter in self._waiters.pop(process_id, ()):
                 if record is not None and not waiter.done():
                     waiter.set_result(record)

@@ -13,6 +13,7 @@ from typing import Final
 
 from asyncsandbox.errors import ServerError
 from asyncsandbox.server import refusals
+from asyncsandbox.server.deliveries import DeliveryTable
 from asyncsandbox.server.jobtable import JobTable
 from asyncsandbox.server.keys import KeyTable
 from asyncsandbox.server.sandboxtable import SandboxTable
@@ -36,6 +37,7 @@ class Ledger:
         jobs: the jobs.
         sandboxes: the sandboxes.
         keys: the idempotency keys.
+        deliveries: the callbacks.
     """
 
     def __init__(self, store: Store) -> None:
@@ -45,6 +47,7 @@ class Ledger:
         self.jobs = JobTable(stored.jobs, stored.tombstones, next_seq=stored.next_seq)
         self.sandboxes = SandboxTable(stored.sandboxes, stored.tokens)
         self.keys = KeyTable(stored.keys)
+        self.deliveries = DeliveryTable(stored.deliveries)
         self.before_commit: Callable[[], None] = lambda: None
         self.after_commit: Callable[[], None] = lambda: None
         self._timer: asyncio.Handle | None = None
@@ -93,6 +96,12 @@ class Ledger:
         """Return the output that was kept with records, ``{id: (stdout, stderr)}``."""
         return self._store.outputs(process_ids)
 
+    def callback_body(self, execution_id: str) -> bytes | None:
+        """Return what a callback is to post, committed or not; None when there is nothing."""
+        if execution_id in self.deliveries.bodies:
+            return self.deliveries.bodies[execution_id]
+        return self._store.callback_body(execution_id)
+
     def close(self) -> None:
         """Commit what is pending and close the file."""
         if self._timer is not None:
@@ -104,12 +113,21 @@ class Ledger:
 
     def _save(self) -> None:
         jobs, sandboxes, keys = self.jobs.changes, self.sandboxes.changes, self.keys.changed
-        if not (jobs or sandboxes or keys):
+        deliveries, bodies = self.deliveries.changed, self.deliveries.bodies
+        if not (jobs or sandboxes or keys or deliveries):
             return
-        self._store.save(jobs=jobs, sandboxes=sandboxes, keys=keys, next_seq=self.jobs.next_seq)
+        self._store.save(
+            jobs=jobs,
+            sandboxes=sandboxes,
+            keys=keys,
+            next_seq=self.jobs.next_seq,
+            deliveries=deliveries,
+            bodies=bodies,
+        )
         self.jobs.changes_saved()
         self.sandboxes.changes_saved()
         self.keys.changed = {}
+        self.deliveries.changes_saved()
 
     def _tick(self) -> None:
         self._timer = None

@@ -25,6 +25,7 @@ from asyncsandbox.server.sandboxes import Sandboxes
 from asyncsandbox.server.store import Store
 from asyncsandbox.server.tally import RequestTally
 from asyncsandbox.server.templates import Templates
+from asyncsandbox.server.webhooks import DeliveryPolicy, Webhooks
 
 __all__ = ["SERVER", "Server"]
 
@@ -44,6 +45,7 @@ class Server:
         outputs: what jobs wrote.
         jobs: what runs.
         sandboxes: what it runs in.
+        webhooks: who is told of ends.
         resources: what a sandbox has here: all that the machine has.
         started_at: Unix time.
         requests: calls of each sandbox's agent.
@@ -60,6 +62,7 @@ class Server:
     outputs: Outputs
     jobs: Jobs
     sandboxes: Sandboxes
+    webhooks: Webhooks
     resources: Mapping[str, int]
     admission: Admission
     machine: Machine
@@ -95,6 +98,10 @@ class Server:
             output_limit=config.output_limit,
         )
         sandboxes = Sandboxes(config=config, ledger=ledger, engine=engine, jobs=jobs, templates=templates)
+        policy = DeliveryPolicy(floor=config.callback_floor, cap=config.callback_cap)
+        webhooks = Webhooks(ledger, outputs, policy=policy)
+        jobs.on_end = webhooks.job_ended
+        webhooks.recover()
         sandboxes.recover()
         jobs.recover()
         return cls(
@@ -105,6 +112,7 @@ class Server:
             outputs=outputs,
             jobs=jobs,
             sandboxes=sandboxes,
+            webhooks=webhooks,
             resources=_resources(config),
             admission=admission,
             machine=Machine(config.state_dir),
@@ -114,6 +122,7 @@ class Server:
         """End every process and close the records. At the next start what ran is lost, the rest goes on."""
         await self.sandboxes.close()
         await self.engine.close()
+        await self.webhooks.close()
         self.ledger.close()
 
 

@@ -7,11 +7,13 @@ import secrets
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import attrs
 
 from asyncsandbox.models import EndReason, JobInfo, JobState
+from asyncsandbox.server.deliveries import Callback, Delivery, DeliveryState
 from asyncsandbox.server.jobtable import JobChanges, Tombstone
 from asyncsandbox.server.keys import KeyEntry
 from asyncsandbox.server.records import JobKind, JobRecord, Launch, SandboxRecord, SandboxStatus
@@ -43,6 +45,11 @@ CREATE TABLE tombstones (
     sandbox_id TEXT NOT NULL, process_id TEXT NOT NULL, seq INTEGER NOT NULL,
     PRIMARY KEY (sandbox_id, process_id)) WITHOUT ROWID;
 """
+
+_LATER_TABLES: Final = (
+    "CREATE TABLE IF NOT EXISTS deliveries (execution_id TEXT PRIMARY KEY, record TEXT NOT NULL, body BLOB)",
+)
+"""What came after format 1. An older version overlooks them, so the format stays the same."""
 
 _REMOVE_JOB: Final = (
     "DELETE FROM jobs WHERE process_id = ?",
@@ -76,6 +83,7 @@ class Stored:
     jobs: Sequence[JobRecord]
     tombstones: Sequence[Tombstone]
     keys: Sequence[KeyEntry]
+    deliveries: Sequence[Delivery] = ()
 
 
 def _dump(record: Any) -> str:
@@ -102,6 +110,12 @@ def _job(row: sqlite3.Row) -> JobRecord:
         launched=bool(row["launched"]),
         launch=None if row["launch"] is None else Launch(**json.loads(row["launch"])),
     )
+
+
+def _delivery(text: str) -> Delivery:
+    values = json.loads(text)
+    values |= {"state": DeliveryState(values["state"]), "callback": Callback(**values["callback"])}
+    return Delivery(**values)
 
 
 def _job_row(record: JobRecord) -> tuple[object, ...]:
@@ -154,6 +168,8 @@ class Store:
             )
         if version == 0:
             self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT")
+        for statement in _LATER_TABLES:
+            self._db.execute(statement)
         meta = [("instance", secrets.token_hex(8)), ("next_seq", "1")]
         self._db.executemany("INSERT OR IGNORE INTO meta VALUES (?, ?)", meta)
 
@@ -173,6 +189,7 @@ class Store:
                 jobs=[_job(row) for row in self._all("jobs")],
                 tombstones=[Tombstone(**row) for row in map(dict, self._all("tombstones"))],
                 keys=[KeyEntry(**row) for row in map(dict, self._all("keys"))],
+                deliveries=[_delivery(row[0]) for row in self._db.execute("SELECT record FROM deliveries")],
             )
         except (sqlite3.Error, KeyError, TypeError, ValueError) as exc:
             raise StoreError(f"the records in {self._path} cannot be read: {exc}") from exc
@@ -184,6 +201,8 @@ class Store:
         sandboxes: SandboxChanges,
         keys: Mapping[tuple[str, str], KeyEntry | None],
         next_seq: int,
+        deliveries: Mapping[str, Delivery | None] = MappingProxyType({}),
+        bodies: Mapping[str, bytes | None] = MappingProxyType({}),
     ) -> None:
         """Write a group of changes: all of them or none.
 
@@ -196,6 +215,7 @@ class Store:
                 self._save_sandboxes(sandboxes)
                 self._save_jobs(jobs)
                 self._save_keys(keys)
+                self._save_deliveries(deliveries, bodies)
                 self._db.execute("UPDATE meta SET value = ? WHERE name = 'next_seq'", (str(next_seq),))
                 self._db.execute("COMMIT")
             except BaseException:
@@ -221,6 +241,19 @@ class Store:
         except sqlite3.Error as exc:
             raise StoreError(f"the output in {self._path} cannot be read: {exc}") from exc
         return found
+
+    def callback_body(self, execution_id: str) -> bytes | None:
+        """Return what a callback is to post; None when there is nothing.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        try:
+            query = "SELECT body FROM deliveries WHERE execution_id = ?"
+            row = self._db.execute(query, (execution_id,)).fetchone()
+        except sqlite3.Error as exc:
+            raise StoreError(f"a callback in {self._path} cannot be read: {exc}") from exc
+        return None if row is None else row[0]
 
     def close(self) -> None:
         """Close the file."""
@@ -281,4 +314,21 @@ class Store:
         self._many(
             "DELETE FROM keys WHERE scope = ? AND key = ?",
             (key for key, entry in changes.items() if not entry),
+        )
+
+    def _save_deliveries(
+        self, changes: Mapping[str, Delivery | None], bodies: Mapping[str, bytes | None]
+    ) -> None:
+        self._many(
+            "INSERT INTO deliveries (execution_id, record) VALUES (?, ?) "
+            "ON CONFLICT (execution_id) DO UPDATE SET record = excluded.record",
+            ((key, _dump(entry)) for key, entry in changes.items() if entry is not None),
+        )
+        self._many(
+            "UPDATE deliveries SET body = ? WHERE execution_id = ?",
+            ((body, key) for key, body in bodies.items()),
+        )
+        self._many(
+            "DELETE FROM deliveries WHERE execution_id = ?",
+            ((key,) for key, entry in changes.items() if entry is None),
         )

@@ -32,6 +32,7 @@ from asyncsandbox import (
     wait,
     wait_all,
 )
+from asyncsandbox.webhooks import WebhookReceiver
 
 
 async def clients() -> None:
@@ -54,6 +55,8 @@ async def clients() -> None:
         assert_type(await entered.list_sandboxes(), list[SandboxInfo])
         _ = assert_type(entered.job(JobRef(server="embedded", sandbox_id="s", process_id="p")), Job)
         assert_type(entered.stats, ClientStats)
+    async with WebhookReceiver(secret="s").listen(port=0) as receiver, Client(webhook=receiver):
+        assert_type(receiver, WebhookReceiver)
     async with Sandbox.create(isolation="none") as own:
         assert_type(own, Sandbox)
 
@@ -61,6 +64,7 @@ async def clients() -> None:
 async def starting(sandbox: Sandbox) -> list[Job]:
     """One job, many jobs, and both forms of `start_all`."""
     assert_type(await sandbox.run_code("print(1)", language="python", timeout=1), ExecutionResult)
+    _ = assert_type(await sandbox.run_code_async("print(1)", callback_url="https://example.com/"), Job)
     job = await sandbox.run_code_background(
         "print(1)",
         language="python",

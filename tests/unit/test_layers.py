@@ -19,14 +19,14 @@ _CLIENT = (
     ("models", "_tasks"),
     ("backoff", "protocol", "embedded"),
     ("transport",),
-    ("control",),
+    ("control", "webhooks"),
     ("agent",),
     ("tracking", "capture"),
     ("results", "sweeping"),
     ("watcher",),
     ("jobs", "adoption"),
     ("waiting", "starting"),
-    ("groups", "files", "commands", "environment"),
+    ("groups", "files", "commands", "environment", "callbacks"),
     ("sandbox",),
     ("client",),
     ("testing", "cli"),
@@ -35,23 +35,23 @@ _CLIENT = (
 _SERVER = (
     ("__init__", "admission", "extras", "machine", "nest", "rates", "refusals", "tally", "launcher"),
     ("config", "records", "keys", "paths", "templates", "spool"),
-    ("jobtable", "sandboxtable", "engine"),
+    ("jobtable", "sandboxtable", "deliveries", "engine"),
     ("store",),
     ("ledger",),
     ("outputs",),
-    ("jobs",),
+    ("jobs", "webhooks"),
     ("sandboxes",),
     ("state",),
     ("wire", "handling"),
     ("exposition", "ratelimits"),
-    ("agent", "control", "environment", "files", "metrics", "processes", "running"),
+    ("agent", "callbacks", "control", "environment", "files", "metrics", "processes", "running"),
     ("app",),
     ("main",),
     ("embedded",),
     ("__main__",),
 )
 # What both sides share. Everything else of the client is closed to the server.
-_FLOOR = {"errors", "models", "protocol", "_clock", "_version"}
+_FLOOR = {"errors", "models", "backoff", "protocol", "_clock", "_version"}
 # The supervisor is a process of its own: it starts fast and holds little because it imports nothing but these.
 _SUPERVISOR = {
     "bootstrap",
@@ -70,9 +70,9 @@ _ONLY_IN = {
     "typer": {"cli"},
     "rich": {"cli"},
     "sqlite3": {"server"},
-    "aiohttp": {"transport", "server"},
     "psutil": {"server"},
     "prometheus_client": {"server"},
+    "aiohttp": {"transport", "webhooks", "server"},
 }
 
 

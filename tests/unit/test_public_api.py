@@ -26,8 +26,8 @@ _PINNED = """
 _MEMBERS = {
     "Client": "create_sandbox connect list_sandboxes job job_group stats aclose",
     "Sandbox": """
-        create id info run_code run_code_background start_all job_group list_processes kill_process job files env
-        commands pause resume kill
+        create id info run_code run_code_background run_code_async start_all job_group list_processes kill_process
+        job files env commands pause resume kill
     """,
     "Job": "process_id name sandbox ref state info wait result refresh kill output follow remove",
     "JobSpec": "code language timeout env name working_dir stdin args files collect metadata",
