@@ -7,14 +7,28 @@ from typing import Final
 
 from aiohttp import web
 
-from asyncsandbox.server import agent, control, environment, files, processes, running
+from asyncsandbox.server import (
+    agent,
+    control,
+    environment,
+    files,
+    processes,
+    running,
+    streaming,
+    terminal,
+    watching,
+)
 from asyncsandbox.server.handling import AGENT_PREFIX, MAX_BODY, authenticate, turn_errors_into_replies
+from asyncsandbox.server.sockets import keep_sockets
 from asyncsandbox.server.state import SERVER, Server
 
 __all__ = ["make_app"]
 
 _AGENT_ROUTES: Final = (running.routes, processes.routes, environment.routes, files.routes, agent.routes)
 """Those first that are asked most: the router tries them in this order."""
+
+_STREAM_ROUTES: Final = (streaming.routes, terminal.routes, watching.routes)
+"""These are at the root too, where the token says which sandbox is meant."""
 
 
 def _below(prefix: str, tables: Iterable[web.RouteTableDef]) -> Iterator[web.RouteDef]:
@@ -28,6 +42,8 @@ def make_app(server: Server) -> web.Application:
     """Return the application that serves `server`."""
     app = web.Application(middlewares=[turn_errors_into_replies, authenticate], client_max_size=MAX_BODY)
     app[SERVER] = server
-    app.add_routes(_below(f"{AGENT_PREFIX}{{sandbox_id}}", _AGENT_ROUTES))
+    keep_sockets(app)
+    app.add_routes(_below(f"{AGENT_PREFIX}{{sandbox_id}}", (*_AGENT_ROUTES, *_STREAM_ROUTES)))
+    app.add_routes(_below("", _STREAM_ROUTES))
     app.add_routes(control.routes)
     return app

@@ -46,6 +46,7 @@ class Server:
         started_at: Unix time.
         requests: calls of each sandbox's agent.
         errors: those of them that were refused or failed.
+        streams: open WebSockets of each sandbox's agent.
     """
 
     config: ServerConfig
@@ -59,6 +60,7 @@ class Server:
     started_at: float = attrs.field(factory=time.time)
     requests: Counter[str] = attrs.field(factory=Counter)
     errors: Counter[str] = attrs.field(factory=Counter)
+    streams: Counter[str] = attrs.field(factory=Counter)
 
     @classmethod
     def make(cls, config: ServerConfig) -> Server:

@@ -17,6 +17,7 @@ _PACKAGE = Path(__file__).parents[2] / "asyncsandbox"
 _CLIENT = (
     ("errors", "_clock", "_version"),
     ("models", "_tasks"),
+    ("events",),
     ("backoff", "protocol", "embedded"),
     ("transport",),
     ("control",),
@@ -43,6 +44,8 @@ _SERVER = (
     ("sandboxes",),
     ("state",),
     ("wire", "handling"),
+    ("sockets", "following"),
+    ("streaming", "terminal", "watching"),
     ("agent", "control", "environment", "files", "processes", "running"),
     ("app",),
     ("main",),
@@ -62,6 +65,7 @@ _SUPERVISOR = {
     "sink",
     "spawn",
     "supervisor",
+    "terminal",
     "timers",
 }
 # Which of our modules may import what comes from outside; what is not here may be imported anywhere.
