@@ -19,9 +19,12 @@ _CLIENT = (
     ("models", "_tasks"),
     ("events",),
     ("backoff", "protocol", "embedded"),
+    ("sockets",),
     ("transport",),
     ("control",),
     ("agent",),
+    ("streaming",),
+    ("terminal", "watching"),
     ("tracking",),
     ("results",),
     ("watcher",),
@@ -73,7 +76,7 @@ _ONLY_IN = {
     "typer": {"cli"},
     "rich": {"cli"},
     "sqlite3": {"server"},
-    "aiohttp": {"transport", "server"},
+    "aiohttp": {"sockets", "transport", "server"},
 }
 
 
