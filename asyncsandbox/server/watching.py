@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import logging
 import os
 import threading
 import time
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["routes"]
 
+log = logging.getLogger(__name__)
+
 _EVENTS: Final = {1: "created", 2: "modified", 3: "deleted"}
 _CREATED, _MODIFIED, _DELETED = _EVENTS
 
@@ -38,6 +41,9 @@ _STEP: Final = 50
 
 _LOOK_AROUND: Final = 1_000
 """Milliseconds after which it is seen whether the sandbox is still there."""
+
+_ATTEMPTS: Final = 5
+"""How often a tree that changes while it is listed is listed."""
 
 routes = web.RouteTableDef()
 
@@ -63,8 +69,7 @@ async def _talk(socket: Socket) -> None:
         raise refusals.invalid("path must be a string; say what is to be watched", code="INVALID_PATH")
     server, sandbox_id = server_of(socket.request), sandbox_of(socket.request).id
     roots = server.engine.roots(sandbox_id)
-    notifier = await asyncio.to_thread(_notifier, given, roots)
-    watch, stop = _Watch(notifier, roots), threading.Event()
+    watch, stop = await asyncio.to_thread(_begin, given, roots), threading.Event()
 
     async def listen() -> None:
         await socket.until_hung_up()
@@ -82,62 +87,94 @@ async def _talk(socket: Socket) -> None:
         stop.set()
         listening.cancel()
         await asyncio.wait([listening])
-        notifier.close()
+        watch.close()
 
 
-def _notifier(given: str, roots: Roots) -> RustNotify:
+def _begin(given: str, roots: Roots) -> _Watch:
     """Begin to watch.
 
     Raises:
-        APIError: the path is not there, or leads outside.
-        ServerError: the system has no more watches.
+        APIError: the path is not there, or leads outside; or the system has no more watches.
     """
-    # Not `watchfiles.awatch`: it uses threads of a small shared pool, and does not tell when it has begun.
-    from watchfiles._rust_notify import RustNotify  # noqa: PLC0415
-
     try:
         path = roots.resolve(given)
         path.lstat()
-        return RustNotify([str(path)], False, False, 0, True, True)
+        return _Watch(path, roots)
     except OSError as exc:
         raise explain(given, exc) from exc
 
 
 class _Watch:
-    """Reads one notifier. Its calls block, one at a time."""
+    """Changes below one path. Everything here blocks, and is called by one thread at a time.
 
-    def __init__(self, notifier: RustNotify, roots: Roots) -> None:
-        self._notifier = notifier
+    Each directory is watched by itself: a recursive notifier would follow symbolic links, which may lead
+    anywhere outside the sandbox. So there is a new one whenever there are new directories.
+
+    Args:
+        path: a real file or directory.
+        roots: the sandbox's.
+
+    Raises:
+        OSError: it is not there, or the system has no more watches.
+    """
+
+    def __init__(self, path: Path, roots: Roots) -> None:
+        self._path = path
         self._roots = roots
         self._told: set[str] = set()
+        self._notifier = self._notify()
+
+    def close(self) -> None:
+        """Watch no longer."""
+        self._notifier.close()
 
     def next(self, stop: threading.Event) -> list[Frame]:
         """Return the next changes, in an order in which they can have happened; none after a while."""
-        found = self._notifier.watch(_DEBOUNCE, _STEP, _LOOK_AROUND, stop)
-        if isinstance(found, str):
-            return []
         by_path: dict[str, set[int]] = {}
-        for kind, path in found:
-            by_path.setdefault(path, set()).add(kind)
-        self._add_missed(by_path)
+        _gather(by_path, self._notifier.watch(_DEBOUNCE, _STEP, _LOOK_AROUND, stop))
+        for path in self._told & by_path.keys():
+            if _DELETED not in by_path[path]:
+                by_path[path].discard(_CREATED)  # it comes twice: once as missed, once by itself
+        self._told = set()
+        made = [path for path, kinds in by_path.items() if _CREATED in kinds and _is_real_directory(path)]
+        if made:
+            self._renew(by_path)
+            self._add_missed(by_path, made)
         now = time.time()
         return [
             protocol.change_frame(self._roots.show(Path(path)), _EVENTS[kind], now)
             for path in sorted(by_path)
-            if _inside(path, self._roots)
             for kind in _in_order(path, by_path[path])
         ]
 
-    def _add_missed(self, by_path: dict[str, set[int]]) -> None:
-        """Add what was made in a new directory before the kernel was asked to watch that one too."""
-        for path in self._told & by_path.keys():
-            if _DELETED not in by_path[path]:
-                by_path[path].discard(_CREATED)  # it comes twice: once as missed, once by itself
-        made = [path for path, kinds in by_path.items() if _CREATED in kinds]
+    def _notify(self) -> RustNotify:
+        # Not `watchfiles.awatch`: it uses threads of a small shared pool, and does not tell when it has begun.
+        from watchfiles._rust_notify import RustNotify  # noqa: PLC0415
+
+        for _ in range(_ATTEMPTS):
+            paths = [directory for directory, _, _ in os.walk(self._path)] or [str(self._path)]
+            try:
+                return RustNotify(paths, False, False, 0, False, True)
+            except FileNotFoundError:  # one of them was removed meanwhile
+                self._path.lstat()
+        return RustNotify([str(self._path)], False, False, 0, False, True)
+
+    def _renew(self, by_path: dict[str, set[int]]) -> None:
+        """Watch new directories too; what the notifier so far knows until then is added to `by_path`."""
+        try:
+            notifier = self._notify()
+        except OSError as exc:
+            log.warning("new directories below %s cannot be watched: %s", self._path, exc)
+            return
+        _gather(by_path, self._notifier.watch(1, 1, 1, None))
+        self._notifier.close()
+        self._notifier = notifier
+
+    def _add_missed(self, by_path: dict[str, set[int]], made: Iterable[str]) -> None:
+        """Add what was put into new directories before they were watched."""
         below = {
             os.path.join(directory, name)  # noqa: PTH118 - walk gives strings
             for path in made
-            if not os.path.islink(path)  # noqa: PTH114
             for directory, directories, names in os.walk(path)
             for name in (*directories, *names)
         }
@@ -146,13 +183,17 @@ class _Watch:
             by_path[path] = {_CREATED}
 
 
+def _gather(by_path: dict[str, set[int]], found: set[tuple[int, str]] | str) -> None:
+    if not isinstance(found, str):
+        for kind, path in found:
+            by_path.setdefault(path, set()).add(kind)
+
+
+def _is_real_directory(path: str) -> bool:
+    return os.path.isdir(path) and not os.path.islink(path)  # noqa: PTH112, PTH114 - the library gives strings
+
+
 def _in_order(path: str, kinds: Iterable[int]) -> list[int]:
     """Of what was both deleted and made, the last is what can still be seen."""
     order = (_DELETED, _CREATED, _MODIFIED) if os.path.lexists(path) else (_CREATED, _MODIFIED, _DELETED)
     return sorted(kinds, key=order.index)
-
-
-def _inside(path: str, roots: Roots) -> bool:
-    """Whether a path is the sandbox's own: links below a watched directory may lead anywhere."""
-    real = Path(os.path.realpath(Path(path).parent), Path(path).name)
-    return any(real == root or root in real.parents for root in (roots.workspace, roots.tmp))

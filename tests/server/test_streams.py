@@ -180,6 +180,19 @@ open("done", "w").close()
         assert (result["truncated"], complete["success"]) == (False, True)
 
 
+async def test_clients_that_offer_compression_get_it(box: Any) -> None:
+    """The JavaScript SDK loses plain frames that reach it together."""
+    base, headers = f"{box.api.base}/vm/{box.id}", {"Authorization": f"Bearer {box.token}"}
+    url = base + "/execute/stream"
+    async with box.api.session.ws_connect(url, headers=headers, compress=15) as response:
+        assert response.compress == 15
+        stream = Stream(response)
+        await stream.say(code="print('x' * 1_000_000)")
+        await stream.end()
+    assert stream.text() == "x" * 1_000_000 + "\n"
+    assert stream.types() == ["result", "complete"]
+
+
 async def test_characters_cut_apart_come_whole_and_bytes_that_are_none_become_marks(box: Any) -> None:
     """A character whose bytes are written one by one is told once it is whole."""
     code = r"""
@@ -466,6 +479,11 @@ async def test_changes_of_files_are_told_by_the_paths_that_clients_write(box: An
         await change(stream, "/workspace/d/e/f", "created")
         await box.ok("POST", "/execute", json={"code": "open('d/e/f', 'w').write('more')"})
         await change(stream, "/workspace/d/e/f", "modified")
+        await box.ok("POST", "/execute", json={"code": "import os; os.rename('d', 'g')"})
+        await change(stream, "/workspace/d", "deleted")
+        await change(stream, "/workspace/g/e/f", "created")
+        await box.ok("DELETE", "/files/remove", params={"path": "/workspace/g/e/f"})
+        await change(stream, "/workspace/g/e/f", "deleted")
 
 
 async def test_one_file_or_the_other_root_can_be_watched(box: Any) -> None:
@@ -482,11 +500,13 @@ async def test_one_file_or_the_other_root_can_be_watched(box: Any) -> None:
 
 
 async def test_nothing_outside_the_sandbox_is_told_of(box: Any, tmp_path: Any) -> None:
-    """Links below the watched directory lead nowhere."""
+    """Links below the watched directory lead nowhere, be they there or made later."""
     (tmp_path / "inner").mkdir()
-    code = f"import os; os.symlink({str(tmp_path)!r}, 'link')"
-    await box.ok("POST", "/execute", json={"code": code})
+    code = "import os; os.makedirs({0!r}); os.symlink({1!r}, '{0}/link')"
+    await box.ok("POST", "/execute", json={"code": code.format("d", str(tmp_path))})
     async with watched(box) as stream:
+        await box.ok("POST", "/execute", json={"code": code.format("e", str(tmp_path))})
+        await change(stream, "/workspace/e/link", "created")
         (tmp_path / "secret").write_text("x")
         (tmp_path / "inner" / "secret").write_text("x")
         await box.ok("POST", "/files/write", json={"path": "after", "content": "x"})
