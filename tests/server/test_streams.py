@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -531,6 +532,25 @@ async def test_what_cannot_be_watched_is_refused_in_a_frame(
     """Outside, missing, or nonsense."""
     stream = await ran(box, "/files/watch", **first)
     assert [(frame["type"], frame["code"]) for frame in stream.frames] == [("error", code)]
+
+
+async def test_without_its_library_watching_says_what_to_install(
+    servers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an ordinary refusal; all the rest works."""
+    conftest = sys.modules[type(servers).__module__]
+    blocked = f"import sys; sys.modules['watchfiles'] = None\n{conftest._TCP_PROGRAM}"
+    monkeypatch.setattr(conftest, "_TCP_PROGRAM", blocked)
+    async with servers.connect(servers.tcp()) as api:
+        box = await api.create()
+        with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+            async with watched(box):
+                pass
+        assert caught.value.status == 501
+        status, body = await box.call("GET", "/files/watch")
+        assert (status, body["code"]) == (501, "NOT_IMPLEMENTED")
+        assert "asyncsandbox[local]" in body["error"]
+        assert (await ran(box, "/execute/stream", code="print(1)")).text() == "1\n"
 
 
 async def test_a_watch_ends_with_its_sandbox(api: Any) -> None:
