@@ -31,6 +31,7 @@ from asyncsandbox.errors import (
     TransportError,
     WaitTimeoutError,
 )
+from asyncsandbox.events import FileChange, StreamOutput, StreamResult
 from asyncsandbox.groups import JobGroup
 from asyncsandbox.jobs import Job
 from asyncsandbox.models import (
@@ -49,6 +50,8 @@ from asyncsandbox.models import (
     TemplateInfo,
 )
 from asyncsandbox.sandbox import Sandbox
+from asyncsandbox.streaming import RunStream
+from asyncsandbox.terminal import Terminal
 from asyncsandbox.waiting import (
     ALL_COMPLETED,
     FIRST_COMPLETED,
@@ -58,6 +61,7 @@ from asyncsandbox.waiting import (
     wait,
     wait_all,
 )
+from asyncsandbox.watching import FileWatch
 
 __all__ = [
     "ALL_COMPLETED",
@@ -75,7 +79,9 @@ __all__ = [
     "EmbeddedServerError",
     "EndReason",
     "ExecutionResult",
+    "FileChange",
     "FileInfo",
+    "FileWatch",
     "InvalidRequestError",
     "Job",
     "JobError",
@@ -100,13 +106,17 @@ __all__ = [
     "ProtocolError",
     "RateLimitError",
     "RequestTimeoutError",
+    "RunStream",
     "Sandbox",
     "SandboxClosedError",
     "SandboxInfo",
     "ServerError",
     "ServerUnreachableError",
     "StartError",
+    "StreamOutput",
+    "StreamResult",
     "TemplateInfo",
+    "Terminal",
     "TransportError",
     "WaitTimeoutError",
     "__version__",

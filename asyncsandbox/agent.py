@@ -10,9 +10,15 @@ import yarl
 from asyncsandbox import protocol
 from asyncsandbox._tasks import SingleFlight, Tasks
 from asyncsandbox.control import ControlPlane, Created
-from asyncsandbox.errors import APIError, NotFoundError, ProtocolError, SandboxClosedError
+from asyncsandbox.errors import (
+    APIError,
+    NotFoundError,
+    ProtocolError,
+    SandboxClosedError,
+)
 from asyncsandbox.models import SandboxInfo
 from asyncsandbox.protocol import Reply, Request, TokenGrant
+from asyncsandbox.sockets import Socket
 from asyncsandbox.transport import Channel
 
 __all__ = ["Agent"]
@@ -142,24 +148,48 @@ class Agent:
         Raises:
             SandboxClosedError: the sandbox was closed here, or is gone from the server.
         """
-        if self._closed is not None:
-            raise self._closed_error()
-        self.channel.home.check()
-        if self.info is None:
-            await self._locate()
-        base = await self._base()
-        where = f"{what} in sandbox {self.sandbox_id!r}"
+        base, where = await self._base(), self.where(what)
         try:
             return await self.channel.call(
                 request, base=base, auth=self, what=where, timeout=timeout, retry=retry, accept=accept
             )
         except APIError as exc:
-            if exc.status == _NOT_FOUND and exc.code in _GONE_CODES:
-                self.gone("it is gone from the server: expired or deleted")
-                raise self._closed_error() from exc
+            self.raise_gone(exc)
             raise
 
+    async def connect(self, path: str, *, what: str) -> Socket:
+        """Return an open WebSocket of the agent. See `Channel.connect`.
+
+        Raises:
+            SandboxClosedError: the sandbox was closed here, or is gone from the server.
+        """
+        base, where = await self._base(), self.where(what)
+        try:
+            return await self.channel.connect(path, base=base, auth=self, what=where)
+        except APIError as exc:
+            self.raise_gone(exc)
+            raise
+
+    def where(self, what: str) -> str:
+        """Return a call in words, with the sandbox that it is about."""
+        return f"{what} in sandbox {self.sandbox_id!r}"
+
+    def raise_gone(self, error: APIError) -> None:
+        """Raise what a refusal means when it means that the sandbox is gone.
+
+        Raises:
+            SandboxClosedError: it means that.
+        """
+        if error.status == _NOT_FOUND and error.code in _GONE_CODES:
+            self.gone("it is gone from the server: expired or deleted")
+            raise self._closed_error() from error
+
     async def _base(self) -> str:
+        if self._closed is not None:
+            raise self._closed_error()
+        self.channel.home.check()
+        if self.info is None:
+            await self._locate()
         endpoint = await self.channel.open_endpoint()
         host = None if self.info is None else self.info.public_host
         if not host:

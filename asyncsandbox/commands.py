@@ -12,6 +12,7 @@ from asyncsandbox.jobs import Job
 from asyncsandbox.models import DEFAULT_TIMEOUT, ExecutionResult, JobSpec
 from asyncsandbox.protocol import Request
 from asyncsandbox.starting import Starter
+from asyncsandbox.streaming import RunStream
 
 __all__ = ["Commands", "run_to_end"]
 
@@ -81,6 +82,29 @@ class Commands:
         body = self._body(command, args=args, timeout=timeout, env=env, working_dir=working_dir)
         request = Request(method="POST", path="/commands/run", json=body, lane="hold")
         return await run_to_end(self._agent, request, timeout=timeout, what="running a command")
+
+    def stream(
+        self,
+        command: str,
+        *,
+        args: Sequence[str] | None = None,
+        timeout: float = 30.0,
+        env: Mapping[str, str] | None = None,
+        working_dir: str | None = None,
+    ) -> RunStream:
+        """Run a command and read its output as it is written. Arguments as for `run`.
+
+        Returns:
+            An async iterator of `StreamOutput`s and a last `StreamResult`, and a context manager that ends the
+            command when it is left; see `RunStream`.
+
+        Protocol: WebSocket ``/commands/stream`` (agent API 3.2 without shapes; contract 2.7, 2.8).
+        """
+        body = self._body(command, args=args, timeout=timeout, env=env, working_dir=working_dir)
+        frame = protocol.command_frame(body)
+        return RunStream(
+            self._agent, protocol.COMMAND_STREAM, frame, timeout=timeout, what="streaming a command"
+        )
 
     async def run_background(
         self,

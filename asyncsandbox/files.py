@@ -12,6 +12,7 @@ from asyncsandbox.agent import Agent
 from asyncsandbox.errors import InvalidRequestError, ProtocolError
 from asyncsandbox.models import FileInfo
 from asyncsandbox.protocol import FormPart, Request
+from asyncsandbox.watching import FileWatch
 
 __all__ = ["Files"]
 
@@ -98,6 +99,16 @@ class Files:
         """
         request = Request(method="DELETE", path="/files/remove", params={"path": path}, repeatable=True)
         await self._agent.call(request, what=f"removing {path!r}")
+
+    def watch(self, path: str = "/workspace") -> FileWatch:
+        """Watch a file, or a directory and everything below it.
+
+        Returns:
+            An async iterator of `FileChange`s, and a context manager that ends the watching; see `FileWatch`.
+
+        Protocol: WebSocket ``/files/watch`` (contract 2.8).
+        """
+        return FileWatch(self._agent, path)
 
     async def upload(self, local: str | os.PathLike[str], path: str) -> None:
         """Copy a file of this machine into the sandbox.

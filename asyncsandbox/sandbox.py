@@ -22,6 +22,8 @@ from asyncsandbox.jobs import Job
 from asyncsandbox.models import ExecutionResult, JobInfo, JobOptions, JobSpec, SandboxInfo, merge_specs
 from asyncsandbox.protocol import Request
 from asyncsandbox.starting import DEFAULT_MAX_IN_FLIGHT, Specs, StartAll, Starter
+from asyncsandbox.streaming import RunStream
+from asyncsandbox.terminal import Terminal
 from asyncsandbox.watcher import Watcher
 
 if TYPE_CHECKING:
@@ -78,6 +80,15 @@ class Opening:
     ) -> None:
         if self._sandbox is not None:
             await self._close(self._sandbox)
+
+
+def _plain_body(spec: JobSpec, call: str) -> dict[str, Any]:
+    """Return the body of a run that somebody waits for, which has no inputs (contract 2.2)."""
+    body = protocol.encode_code(spec)
+    unusable = protocol.needs_inputs(body) + (["collect"] if spec.collect else [])
+    if unusable:
+        raise InvalidRequestError(f"{call} takes no {' or '.join(unusable)}; run_code_background does")
+    return body
 
 
 class Sandbox:
@@ -174,12 +185,50 @@ class Sandbox:
         spec = merge_specs(
             code, {"language": language, "timeout": timeout, "env": env, "working_dir": working_dir}
         )
-        body = protocol.encode_code(spec)
-        unusable = protocol.needs_inputs(body) + (["collect"] if spec.collect else [])
-        if unusable:
-            raise InvalidRequestError(f"run_code takes no {' or '.join(unusable)}; run_code_background does")
+        body = _plain_body(spec, "run_code")
         request = Request(method="POST", path="/execute", json=body, lane="hold")
         return await run_to_end(self._agent, request, timeout=spec.timeout or timeout, what="running code")
+
+    def run_code_stream(
+        self,
+        code: str | JobSpec,
+        *,
+        language: str | None = None,
+        timeout: float = 60.0,
+        env: Mapping[str, str] | None = None,
+        working_dir: str | None = None,
+    ) -> RunStream:
+        """Run code and read its output as it is written. Arguments as for `run_code`.
+
+        Returns:
+            An async iterator of `StreamOutput`s and a last `StreamResult`, and a context manager that ends the
+            run when it is left; see `RunStream`. Nothing is sent before it is entered or iterated over.
+
+        Raises:
+            InvalidRequestError: empty code, an unknown language, an impossible value.
+
+        Protocol: WebSocket ``/execute/stream`` (contract 2.8).
+        """
+        spec = merge_specs(
+            code, {"language": language, "timeout": timeout, "env": env, "working_dir": working_dir}
+        )
+        frame = protocol.code_frame(_plain_body(spec, "run_code_stream"))
+        limit = spec.timeout or timeout
+        return RunStream(self._agent, protocol.CODE_STREAM, frame, timeout=limit, what="streaming code")
+
+    def terminal(self, *, cols: int = 80, rows: int = 24) -> Terminal:
+        """Open a shell on a terminal: ``async with sandbox.terminal() as terminal``; see `Terminal`.
+
+        Args:
+            cols: its width in characters.
+            rows: its height in lines.
+
+        Raises:
+            InvalidRequestError: no such size.
+
+        Protocol: WebSocket ``/terminal`` (contract 2.8).
+        """
+        return Terminal(self._agent, cols=cols, rows=rows)
 
     async def run_code_background(
         self,

@@ -31,6 +31,7 @@ from asyncsandbox import protocol
 from asyncsandbox.client import Client
 from asyncsandbox.models import EndReason, JobInfo, JobState
 from asyncsandbox.protocol import Reply, Request
+from asyncsandbox.sockets import Socket
 from asyncsandbox.transport import Endpoint
 
 __all__ = ["FakeClient", "FakeClock", "FakeServer"]
@@ -237,6 +238,24 @@ class FakeServer:
         if sandbox_id not in self.sandboxes:
             return _refuse(404, "SANDBOX_NOT_FOUND", "no such sandbox")
         return self._agent(request, sandbox_id)
+
+    async def connect(
+        self,
+        path: str,
+        *,
+        base: str,
+        headers: Mapping[str, str],  # noqa: ARG002 - the protocol's
+        timeout: float,  # noqa: ARG002
+    ) -> Socket | Reply:
+        """Refuse a WebSocket: there are none in memory. See `Sender.connect`."""
+        body = protocol.encode_error(
+            "the server in memory has no WebSockets; use an embedded one",
+            code="NOT_SUPPORTED",
+            request_id="",
+            path=path,
+            agent=True,
+        )
+        return Reply(status=501, body=json.dumps(body).encode(), url=f"{base}{path}")
 
     async def aclose(self) -> None:
         """Note that the client closed."""

@@ -30,7 +30,8 @@ from asyncsandbox.errors import (
     RequestTimeoutError,
     TransportError,
 )
-from asyncsandbox.protocol import Lane, Reply, Request, decode_error
+from asyncsandbox.protocol import Lane, Reply, Request, decode_error, get
+from asyncsandbox.sockets import LARGEST_MESSAGE, WS_TIMEOUT, Socket
 
 __all__ = ["Auth", "Channel", "Endpoint", "HttpSender", "Sender", "TrafficCounter", "is_url"]
 
@@ -79,6 +80,16 @@ class Sender(Protocol):
             ConnectError: no connection, or it broke; `sent` says whether the server may have the request.
             RequestTimeoutError: no whole reply within `timeout` seconds.
             TransportError: anything else that is not a reply.
+        """
+
+    async def connect(
+        self, path: str, *, base: str, headers: Mapping[str, str], timeout: float
+    ) -> Socket | Reply:
+        """Open a WebSocket at `path` below `base`; where the server refuses, return its reply.
+
+        Raises:
+            TransportError: as `send`.
+            ProtocolError: what was answered is no WebSocket.
         """
 
     async def aclose(self) -> None:
@@ -178,6 +189,47 @@ class HttpSender:
             except (aiohttp.ClientError, OSError, ValueError) as exc:
                 raise _own_error(exc, request.method, where, timeout) from exc
 
+    async def connect(
+        self, path: str, *, base: str, headers: Mapping[str, str], timeout: float
+    ) -> Socket | Reply:
+        """Open a WebSocket, outside of the lanes of ordinary requests. See `Sender.connect`."""
+        where = f"{base}{path}"
+        if self._closed:
+            raise ClientStateError("the client was closed meanwhile")
+        self._traffic.requests += 1
+        try:
+            async with asyncio.timeout(timeout):
+                response = await self._open().ws_connect(
+                    yarl.URL(where, encoded=True),
+                    headers=headers,
+                    autoping=False,  # `Socket` answers: it wants to see the pongs
+                    timeout=WS_TIMEOUT,
+                    max_msg_size=LARGEST_MESSAGE,
+                )
+        except aiohttp.WSServerHandshakeError as exc:
+            if exc.status < _REDIRECT:
+                raise ProtocolError(
+                    f"{where}: the server answered {exc.status} and opened no WebSocket: {exc.message}",
+                    url=where,
+                    detail="no WebSocket",
+                ) from exc
+            refusal = Reply(status=exc.status, headers=_lower(exc.headers or {}), url=where)
+        except (aiohttp.ClientError, OSError, ValueError) as exc:
+            raise _own_error(exc, "GET", where, timeout) from exc
+        else:
+            return Socket(response, url=where)
+        return await self._explained(refusal, path, base=base, headers=headers, timeout=timeout)
+
+    async def _explained(
+        self, refusal: Reply, path: str, *, base: str, headers: Mapping[str, str], timeout: float
+    ) -> Reply:
+        """Ask for the words of a refused upgrade, whose body aiohttp throws away, with a plain request."""
+        try:
+            reply = await self.send(get(path), base=base, headers=headers, timeout=timeout)
+        except TransportError:
+            return refusal
+        return reply if reply.status == refusal.status else refusal
+
     async def _exchange(
         self, request: Request, where: str, headers: Mapping[str, str], timeout: float
     ) -> Reply:
@@ -200,8 +252,7 @@ class HttpSender:
         ) as response:
             body = await response.read()
         self._traffic.bytes_received += len(body)
-        names = {name.lower(): value for name, value in response.headers.items()}
-        return Reply(status=response.status, headers=names, body=body, url=where)
+        return Reply(status=response.status, headers=_lower(response.headers), body=body, url=where)
 
     async def aclose(self) -> None:
         """Close the session. Closing twice is fine."""
@@ -209,6 +260,10 @@ class HttpSender:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
+
+
+def _lower(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}
 
 
 def _own_error(exc: Exception, method: str, url: str, timeout: float) -> Exception:
@@ -291,6 +346,42 @@ class Channel:
 
         Cancellation: a request that was already sent may still be acted on.
         """
+
+        async def attempt(sender: Sender, headers: Mapping[str, str]) -> Reply:
+            return await sender.send(request, base=base, headers=headers, timeout=timeout or self._timeout)
+
+        reply = await self._repeat(
+            attempt, auth=auth, what=what, repeatable=request.repeatable, retry=retry, accept=accept
+        )
+        assert isinstance(reply, Reply)
+        return reply
+
+    async def connect(self, path: str, *, base: str, auth: Auth, what: str) -> Socket:
+        """Return an open WebSocket. Opening one starts nothing, so it is repeated as a look is.
+
+        Raises:
+            TransportError: no usable reply.
+            ProtocolError: what was answered is no WebSocket.
+            APIError: the server refused.
+        """
+
+        async def attempt(sender: Sender, headers: Mapping[str, str]) -> Socket | Reply:
+            return await sender.connect(path, base=base, headers=headers, timeout=self._timeout)
+
+        socket = await self._repeat(attempt, auth=auth, what=what, repeatable=True, retry=True, accept=())
+        assert isinstance(socket, Socket)
+        return socket
+
+    async def _repeat(
+        self,
+        attempt: Callable[[Sender, Mapping[str, str]], Awaitable[Socket | Reply]],
+        *,
+        auth: Auth,
+        what: str,
+        repeatable: bool,
+        retry: bool,
+        accept: Collection[int],
+    ) -> Socket | Reply:
         self.home.check()
         failures, began, renewed = 0, self.clock.now(), False
         while True:
@@ -298,14 +389,12 @@ class Channel:
             headers = await auth.headers()
             error: APIError | TransportError
             try:
-                reply = await endpoint.sender.send(
-                    request, base=base, headers=headers, timeout=timeout or self._timeout
-                )
+                reply = await attempt(endpoint.sender, headers)
             except TransportError as exc:
                 error = exc
-                again = request.repeatable or not exc.sent
+                again = repeatable or not exc.sent
             else:
-                if reply.status < _REDIRECT or reply.status in accept:
+                if isinstance(reply, Socket) or reply.status < _REDIRECT or reply.status in accept:
                     return reply
                 if reply.status < _REFUSAL:
                     raise ProtocolError(
@@ -318,7 +407,7 @@ class Channel:
                 if reply.status == _UNAUTHORIZED and not renewed and await auth.renew(headers):
                     renewed = True
                     continue
-                again = reply.status == _TOO_MANY or (request.repeatable and reply.status in _FAILURES)
+                again = reply.status == _TOO_MANY or (repeatable and reply.status in _FAILURES)
             failures += 1
             if not (retry and again and await self._pause(error, failures, began)):
                 raise error

@@ -31,8 +31,8 @@ def _features(request: web.Request) -> dict[str, object]:
     return {
         "code_execution": True,
         "file_operations": True,
-        "terminal_access": False,
-        "websocket_streaming": False,
+        "terminal_access": True,
+        "websocket_streaming": True,
         "rich_output": False,
         "background_jobs": True,
         "ipython_kernel": False,
@@ -70,7 +70,7 @@ async def health(request: web.Request) -> web.Response:
             "vm_id": sandbox_of(request).id,
             "instance": server_of(request).ledger.instance,
             "features": _features(request),
-            "active_streams": 0,
+            "active_streams": server_of(request).streams[sandbox_of(request).id],
             "timestamp": protocol.timestamp(time.time()),
         }
     )

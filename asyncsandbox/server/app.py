@@ -16,9 +16,13 @@ from asyncsandbox.server import (
     metrics,
     processes,
     running,
+    streaming,
+    terminal,
+    watching,
 )
 from asyncsandbox.server.handling import AGENT_PREFIX, MAX_BODY, authenticate, turn_errors_into_replies
 from asyncsandbox.server.ratelimits import limit_requests
+from asyncsandbox.server.sockets import keep_sockets
 from asyncsandbox.server.state import SERVER, Server
 
 __all__ = ["make_app"]
@@ -33,6 +37,9 @@ _AGENT_ROUTES: Final = (
     metrics.routes,
 )
 """Those first that are asked most: the router tries them in this order."""
+
+_STREAM_ROUTES: Final = (streaming.routes, terminal.routes, watching.routes)
+"""These are at the root too, where the token says which sandbox is meant."""
 
 
 def _below(prefix: str, tables: Iterable[web.RouteTableDef]) -> Iterator[web.RouteDef]:
@@ -49,7 +56,9 @@ def make_app(server: Server) -> web.Application:
     )
     limit_requests(app, server.config.rates)
     app[SERVER] = server
-    app.add_routes(_below(f"{AGENT_PREFIX}{{sandbox_id}}", _AGENT_ROUTES))
+    keep_sockets(app)
+    app.add_routes(_below(f"{AGENT_PREFIX}{{sandbox_id}}", (*_AGENT_ROUTES, *_STREAM_ROUTES)))
+    app.add_routes(_below("", _STREAM_ROUTES))
     app.add_routes(control.routes)
     app.add_routes(metrics.control_routes)
     return app

@@ -170,7 +170,7 @@ def refuse(
         path=request.path,
         details=details,
         retry_after=retry_after,
-        agent=request.path.startswith(AGENT_PREFIX),
+        agent=request.path.startswith(AGENT_PREFIX) or request.path in protocol.STREAMS,
     )
     headers = None if retry_after is None else {"Retry-After": str(math.ceil(retry_after))}
     return web.json_response(body, status=status, headers=headers)
@@ -208,6 +208,8 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
     """Let in who has the API key, or on an agent the token of that sandbox."""
     if request.path.startswith(AGENT_PREFIX):
         return await _enter_agent(request, handler)
+    if request.path in protocol.STREAMS:
+        return await _enter_by_token(request, handler)
     if request.path != "/health":
         given = request.headers.get("X-API-Key") or _bearer(request)
         if not given:
@@ -233,12 +235,27 @@ async def _enter_agent(request: web.Request, handler: Handler) -> web.StreamResp
         raise
 
 
+async def _enter_by_token(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Let the token say which sandbox is meant: official clients drop the path of `public_host` (V)."""
+    server = server_of(request)
+    sandbox_id = server.ledger.sandboxes.opened_by(_bearer(request), now=time.time())
+    if sandbox_id is None:
+        raise _wrong_token()
+    request[_SANDBOX] = server.sandboxes.find(sandbox_id)
+    server.requests[sandbox_id] += 1
+    return await handler(request)
+
+
 def _check_token(request: web.Request, sandbox_id: str) -> None:
     token = _bearer(request)
     if not token or not server_of(request).ledger.sandboxes.opens(token, sandbox_id, now=time.time()):
-        raise refusals.unauthorized(
-            "the token does not open this sandbox; refresh it by the control plane", code="INVALID_TOKEN"
-        )
+        raise _wrong_token()
+
+
+def _wrong_token() -> APIError:
+    return refusals.unauthorized(
+        "the token does not open this sandbox; refresh it by the control plane", code="INVALID_TOKEN"
+    )
 
 
 def _bearer(request: web.Request) -> str:

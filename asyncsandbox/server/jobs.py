@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Final, Protocol
 
 from asyncsandbox.errors import APIError, ServerError
 from asyncsandbox.models import EndReason, JobInfo, JobState
@@ -23,7 +24,7 @@ from asyncsandbox.server.outputs import Outputs
 from asyncsandbox.server.records import JobKind, JobRecord, Launch, SandboxRecord, SandboxStatus
 from asyncsandbox.server.tally import RunTally
 
-__all__ = ["JobEvents", "Jobs"]
+__all__ = ["JobEvents", "Jobs", "StreamListener"]
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,16 @@ _ENDED_BY: Final = {
     EndReason.TIMEOUT: JobState.TIMED_OUT,
     EndReason.KILLED: JobState.KILLED,
 }
+
+
+class StreamListener(Protocol):
+    """Who hears of a streamed job while it runs. Calls are synchronous and must not block."""
+
+    def moved(self) -> None:
+        """It runs, or has written more."""
+
+    def typed(self, count: int) -> None:
+        """Its terminal has taken so many bytes of what was typed."""
 
 
 class Jobs:
@@ -66,6 +77,7 @@ class Jobs:
         self._picked: list[str] = []
         self._ended: list[str] = []
         self._waiters: dict[str, list[asyncio.Future[JobRecord]]] = {}
+        self._listeners: dict[str, StreamListener] = {}
         self._look: asyncio.TimerHandle | None = None
         self.on_end: Callable[[JobRecord], None] = lambda _record: None
         ledger.before_commit = self._pick
@@ -151,6 +163,15 @@ class Jobs:
         self._waiters.setdefault(process_id, []).append(waiter)
         return await waiter
 
+    @contextlib.contextmanager
+    def listening(self, process_id: str, listener: StreamListener) -> Iterator[None]:
+        """Let `listener` hear of a streamed job for as long as the block lasts."""
+        self._listeners[process_id] = listener
+        try:
+            yield
+        finally:
+            del self._listeners[process_id]
+
     async def remove(self, record: JobRecord) -> None:
         """Remove a finished job: its record, its output, its own directory.
 
@@ -213,6 +234,7 @@ class Jobs:
         self._table.mark_running(process_id, pid=pid, at=at)
         self.tally.started += 1
         self._ledger.touch()
+        self.wrote(process_id)
 
     def refused(self, process_id: str, message: str) -> None:
         """A job's process could not be made: it failed, and its stderr says why."""
@@ -231,6 +253,16 @@ class Jobs:
         self._admission.busy(process_id, busy=busy)
         if not busy:
             self._ledger.touch()
+
+    def wrote(self, process_id: str) -> None:
+        """A streamed job has written more."""
+        if process_id in self._listeners:
+            self._listeners[process_id].moved()
+
+    def typed(self, process_id: str, count: int) -> None:
+        """A job's terminal has taken some of what was typed."""
+        if process_id in self._listeners:
+            self._listeners[process_id].typed(count)
 
     def over(self, end: LaunchEnd) -> None:
         """A job ended."""
@@ -408,6 +440,8 @@ class JobEvents:
         self.started = jobs.started
         self.refused = jobs.refused
         self.busy = jobs.busy
+        self.wrote = jobs.wrote
+        self.typed = jobs.typed
         self.ended = jobs.over
 
     def gone(self) -> None:

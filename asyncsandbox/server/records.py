@@ -31,6 +31,8 @@ class Launch:
         cwd: where it runs, a real path.
         stdin: path of the file that it reads; None = nothing.
         inputs: files that were made for it and go when it has ended.
+        streamed: whether somebody reads its output while it runs.
+        terminal: columns and rows of the terminal that it gets; None = none.
     """
 
     argv: Sequence[str]
@@ -38,6 +40,8 @@ class Launch:
     cwd: str
     stdin: str | None = None
     inputs: Sequence[str] = ()
+    streamed: bool = False
+    terminal: tuple[int, int] | None = None
 
 
 @attrs.frozen(kw_only=True)

@@ -98,6 +98,11 @@ class SandboxTable:
         record = self._tokens.get(token_digest(token))
         return record is not None and record.sandbox_id == sandbox_id and record.expires_at > now
 
+    def opened_by(self, token: str, *, now: float) -> str | None:
+        """Return the sandbox that a token opens; None when it opens none."""
+        record = self._tokens.get(token_digest(token))
+        return record.sandbox_id if record is not None and record.expires_at > now else None
+
     def changes_saved(self) -> None:
         """Note that `changes` is on disk."""
         self.changes = SandboxChanges()

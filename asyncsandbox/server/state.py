@@ -53,6 +53,7 @@ class Server:
         admission: who waits to start.
         machine: what it runs on.
         tally: every request, by its route.
+        streams: open WebSockets of each sandbox's agent.
     """
 
     config: ServerConfig
@@ -70,6 +71,7 @@ class Server:
     started_at: float = attrs.field(factory=time.time)
     requests: Counter[str] = attrs.field(factory=Counter)
     errors: Counter[str] = attrs.field(factory=Counter)
+    streams: Counter[str] = attrs.field(factory=Counter)
 
     @classmethod
     def make(cls, config: ServerConfig) -> Server:

@@ -12,7 +12,9 @@ from asyncsandbox import (
     ClientStats,
     EndReason,
     ExecutionResult,
+    FileChange,
     FileInfo,
+    FileWatch,
     Job,
     JobError,
     JobFailedError,
@@ -24,9 +26,13 @@ from asyncsandbox import (
     OutputChunk,
     OutputEvent,
     PollPolicy,
+    RunStream,
     Sandbox,
     SandboxInfo,
     StartError,
+    StreamOutput,
+    StreamResult,
+    Terminal,
     WaitTimeoutError,
     as_completed,
     wait,
@@ -146,6 +152,24 @@ async def resources(sandbox: Sandbox) -> None:
 def takes_timeout_error(error: TimeoutError) -> None:
     """Stand for code that knows nothing of this package."""
     raise error
+
+
+async def streams(sandbox: Sandbox) -> None:
+    """Runs read as they write, a shell, changes of files."""
+    async with sandbox.run_code_stream("print(1)", timeout=5) as stream:
+        assert_type(stream, RunStream)
+        async for event in stream:
+            assert_type(event, StreamOutput | StreamResult)
+    assert_type(stream.result, StreamResult | None)
+    _ = assert_type(sandbox.commands.stream("ls", args=["-l"]), RunStream)
+    async with sandbox.terminal(cols=100, rows=30) as terminal:
+        assert_type(terminal, Terminal)
+        await terminal.send("ls")
+        assert_type(await anext(terminal), str)
+        assert_type(terminal.exit_code, int | None)
+    async with sandbox.files.watch("/workspace") as watch:
+        assert_type(watch, FileWatch)
+        assert_type(await anext(watch), FileChange)
 
 
 async def errors(jobs: list[Job]) -> None:

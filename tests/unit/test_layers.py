@@ -17,10 +17,14 @@ _PACKAGE = Path(__file__).parents[2] / "asyncsandbox"
 _CLIENT = (
     ("errors", "_clock", "_version"),
     ("models", "_tasks"),
+    ("events",),
     ("backoff", "protocol", "embedded"),
+    ("sockets",),
     ("transport",),
     ("control", "webhooks"),
     ("agent",),
+    ("streaming",),
+    ("terminal", "watching"),
     ("tracking", "capture"),
     ("results", "sweeping"),
     ("watcher",),
@@ -44,6 +48,8 @@ _SERVER = (
     ("state",),
     ("wire", "handling"),
     ("exposition", "ratelimits"),
+    ("sockets", "following"),
+    ("streaming", "terminal", "watching"),
     ("agent", "callbacks", "control", "environment", "files", "metrics", "processes", "running"),
     ("app",),
     ("main",),
@@ -63,6 +69,7 @@ _SUPERVISOR = {
     "sink",
     "spawn",
     "supervisor",
+    "terminal",
     "timers",
 }
 # Which of our modules may import what comes from outside; what is not here may be imported anywhere.
@@ -72,7 +79,7 @@ _ONLY_IN = {
     "sqlite3": {"server"},
     "psutil": {"server"},
     "prometheus_client": {"server"},
-    "aiohttp": {"transport", "webhooks", "server"},
+    "aiohttp": {"sockets", "transport", "webhooks", "server"},
 }
 
 

@@ -22,12 +22,14 @@ _PINNED = """
     PermissionDeniedError NotFoundError ConflictError InvalidRequestError RateLimitError ServerError
     SandboxClosedError JobError JobFailedError JobTimedOutError JobKilledError JobLostError JobRemovedError
     JobNotFinishedError StartError LeaseExpiredError ServerUnreachableError WaitTimeoutError
+    FileChange FileWatch RunStream StreamOutput StreamResult Terminal
 """
 _MEMBERS = {
     "Client": "create_sandbox connect list_sandboxes job job_group stats aclose",
     "Sandbox": """
-        create id info run_code run_code_background run_code_async start_all job_group list_processes kill_process
-        job files env commands pause resume kill
+        create id info run_code run_code_background run_code_async run_code_stream terminal start_all
+        job_group list_processes kill_process job files env
+        commands pause resume kill
     """,
     "Job": "process_id name sandbox ref state info wait result refresh kill output follow remove",
     "JobSpec": "code language timeout env name working_dir stdin args files collect metadata",
@@ -37,6 +39,12 @@ _MEMBERS = {
     """,
     "JobGroup": "run_code_background start_all add",
     "OutputChunk": "data next_offset eof",
+    "StreamOutput": "stream text at",
+    "StreamResult": "success exit_code signal state execution_time timeout truncated",
+    "FileChange": "path event at",
+    "RunStream": "aclose",
+    "Terminal": "send resize aclose",
+    "FileWatch": "aclose",
 }
 # Set on each object when it is made, so the class does not show them.
 _ON_INSTANCES = {"Sandbox": {"id", "files", "env", "commands"}, "Job": {"sandbox"}}

@@ -22,10 +22,12 @@ class CodeOrder:
     Attributes:
         spec: the program, checked.
         own_directory: whether it gets an empty directory of its own.
+        streamed: whether somebody reads its output while it runs.
     """
 
     spec: JobSpec
     own_directory: bool = False
+    streamed: bool = False
 
     @property
     def name(self) -> str | None:
@@ -59,6 +61,8 @@ class CommandOrder:
         working_dir: where it runs; None = ``/workspace``.
         timeout: seconds that it may run.
         name: for people; None when none was given.
+        streamed: whether somebody reads its output while it runs.
+        terminal: columns and rows of the terminal that it gets; None = none.
     """
 
     argv: Sequence[str]
@@ -67,6 +71,8 @@ class CommandOrder:
     working_dir: str | None = None
     timeout: float
     name: str | None = None
+    streamed: bool = False
+    terminal: tuple[int, int] | None = None
 
     @property
     def size(self) -> int:
@@ -142,6 +148,15 @@ class Engine(Protocol):
 
     def kill(self, sandbox_id: str, process_id: str) -> None:
         """End a launched job; `ended` follows."""
+
+    def consumed(self, sandbox_id: str, process_id: str, stdout: int, stderr: int) -> None:
+        """Say how far the output of a streamed job has been read, in bytes that it wrote."""
+
+    def type(self, sandbox_id: str, process_id: str, data: bytes) -> None:
+        """Type into a job's terminal; `typed` follows as the terminal takes it."""
+
+    def resize(self, sandbox_id: str, process_id: str, cols: int, rows: int) -> None:
+        """Give a job's terminal another size."""
 
     def pause(self, sandbox_id: str) -> None:
         """Stop every process in a sandbox; the jobs' clocks stand still."""

@@ -107,6 +107,7 @@ class Inputs:
             cwd=str(cwd),
             stdin=None if stdin is None else str(stdin),
             inputs=[str(path) for path in _made(script, stdin, language)],
+            streamed=order.streamed,
         )
         return Prepared(launch=launch, language=language.name, working_dir=place.roots.show(cwd))
 
@@ -116,7 +117,9 @@ class Inputs:
         """Find where a command runs. See `Engine.prepare`."""
         cwd = self._working_dir(place, order.working_dir)
         env = self.environment(place, template, sandbox, process_id, order.env)
-        launch = Launch(argv=order.argv, env=env, cwd=str(cwd))
+        launch = Launch(
+            argv=order.argv, env=env, cwd=str(cwd), streamed=order.streamed, terminal=order.terminal
+        )
         return Prepared(launch=launch, language="", working_dir=place.roots.show(cwd))
 
     def environment(

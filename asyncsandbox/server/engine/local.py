@@ -156,6 +156,8 @@ class LocalEngine:
             timeout=job.info.timeout or 0.0,
             output_limit=self._config.output_limit,
             grace=self._config.grace,
+            streamed=plan.streamed,
+            terminal=plan.terminal,
         )
         self._supervision(job.sandbox_id).say(lambda launcher: launcher.start(spec), starts=job.process_id)
 
@@ -170,6 +172,18 @@ class LocalEngine:
     def kill(self, sandbox_id: str, process_id: str) -> None:
         """Let the supervisor end a job."""
         self._tell(sandbox_id, lambda launcher: launcher.kill(process_id))
+
+    def consumed(self, sandbox_id: str, process_id: str, stdout: int, stderr: int) -> None:
+        """Let the supervisor know how far a job's output has been read."""
+        self._tell(sandbox_id, lambda launcher: launcher.consumed(process_id, stdout, stderr))
+
+    def type(self, sandbox_id: str, process_id: str, data: bytes) -> None:
+        """Let the supervisor type into a job's terminal."""
+        self._tell(sandbox_id, lambda launcher: launcher.type(process_id, data))
+
+    def resize(self, sandbox_id: str, process_id: str, cols: int, rows: int) -> None:
+        """Let the supervisor give a job's terminal another size."""
+        self._tell(sandbox_id, lambda launcher: launcher.resize(process_id, cols, rows))
 
     def pause(self, sandbox_id: str) -> None:
         """Let the supervisor stop everything."""

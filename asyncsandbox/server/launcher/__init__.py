@@ -31,6 +31,10 @@ class LaunchSpec:
         timeout: seconds that it may run, counted while it runs and is not paused.
         output_limit: bytes kept of each stream: the first half and the last half.
         grace: seconds between SIGTERM and SIGKILL when it is ended.
+        streamed: whether somebody reads its output while it runs: all of it goes to the spool files at once,
+            `wrote` tells of it, and the job waits where it is too far ahead of `consumed`.
+        terminal: columns and rows of the pseudo-terminal that controls it, whose output is its stdout and
+            which `type` types into; None = no terminal.
     """
 
     process_id: str
@@ -43,6 +47,8 @@ class LaunchSpec:
     timeout: float
     output_limit: int
     grace: float
+    streamed: bool = False
+    terminal: tuple[int, int] | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -94,6 +100,12 @@ class LaunchEvents(Protocol):
     def busy(self, process_id: str, busy: bool) -> None:
         """The job began or ceased to want a core. Every job counts as busy from its start."""
 
+    def wrote(self, process_id: str) -> None:
+        """A streamed job has written more."""
+
+    def typed(self, process_id: str, count: int) -> None:
+        """A terminal has taken so many bytes of what was typed."""
+
     def ended(self, end: LaunchEnd) -> None:
         """The job is over."""
 
@@ -120,6 +132,15 @@ class Launcher(Protocol):
 
     def kill(self, process_id: str) -> None:
         """End a job's whole tree: SIGTERM, its grace, SIGKILL; `ended` follows. Unknown ids do nothing."""
+
+    def consumed(self, process_id: str, stdout: int, stderr: int) -> None:
+        """Say how far the output of a streamed job has been read, in bytes that it wrote."""
+
+    def type(self, process_id: str, data: bytes) -> None:
+        """Type into a job's terminal; `typed` follows as the terminal takes it."""
+
+    def resize(self, process_id: str, cols: int, rows: int) -> None:
+        """Give a job's terminal another size."""
 
     def pause(self) -> None:
         """Stop every process; the jobs' clocks stand still."""

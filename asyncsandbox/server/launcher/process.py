@@ -112,6 +112,18 @@ class ProcessLauncher:
         """End a job's whole process tree; `ended` follows. Unknown ids do nothing."""
         self._send("kill", id=process_id)
 
+    def consumed(self, process_id: str, stdout: int, stderr: int) -> None:
+        """Say how far a streamed job's output has been read."""
+        self._send("consumed", id=process_id, stdout=stdout, stderr=stderr)
+
+    def type(self, process_id: str, data: bytes) -> None:
+        """Type into a job's terminal."""
+        self._send("type", id=process_id, data=base64.b64encode(data).decode())
+
+    def resize(self, process_id: str, cols: int, rows: int) -> None:
+        """Give a job's terminal another size."""
+        self._send("resize", id=process_id, cols=cols, rows=rows)
+
     def pause(self) -> None:
         """Stop every process; the jobs' clocks stand still."""
         self._send("pause")
@@ -182,6 +194,10 @@ class ProcessLauncher:
             events.ended(_decode_end(message))
         elif op == "busy":
             events.busy(message["id"], message["busy"])
+        elif op == "wrote":
+            events.wrote(message["id"])
+        elif op == "typed":
+            events.typed(message["id"], message["count"])
         elif op == "refused":
             events.refused(message["id"], message["message"])
 

@@ -29,28 +29,55 @@ class Pipe:
     Attributes:
         fd: None once it is closed.
         sink: where the bytes go.
+        window: bytes that may be there beyond `consumed` before it is read no further; None = any number.
+        consumed: how far somebody has read what went to the sink.
+        held: whether it is not read now, because the window is full.
+        wrote: called whenever something came; None = nobody is to be told.
     """
 
-    __slots__ = ("_broken", "_lossy", "fd", "sink", "watched")
+    __slots__ = ("_broken", "_lossy", "consumed", "fd", "held", "sink", "watched", "window", "wrote")
 
-    def __init__(self, fd: int, sink: Sink, broken: Callable[[OSError], None]) -> None:
-        os.set_blocking(fd, False)
-        self.fd: int | None = fd
+    def __init__(self, fd: int | None, sink: Sink, broken: Callable[[OSError], None]) -> None:
+        if fd is not None:
+            os.set_blocking(fd, False)
+        self.fd = fd
         self.sink = sink
         self.watched = False
+        self.window: int | None = None
+        self.consumed = 0
+        self.held = False
+        self.wrote: Callable[[], None] | None = None
         self._broken = broken
         self._lossy = False
+
+    @property
+    def full(self) -> bool:
+        """Whether it should be read no further for now."""
+        return self.window is not None and self.sink.size - self.consumed >= self.window
+
+    def stream(self, window: int, wrote: Callable[[], None]) -> None:
+        """Let everything go to the spool file at once, because somebody reads it there."""
+        self.window = window
+        self.wrote = wrote
+        self.spill()
 
     def read(self) -> int | None:
         """Move what one read gives; return how much, 0 at the end of file, None when there is nothing now."""
         if self.fd is None:
             return 0
+        room = _CHUNK if self.window is None else self.window - (self.sink.size - self.consumed)
         try:
-            data = os.read(self.fd, _CHUNK)
+            data = self._take(min(max(room, 1), _CHUNK))
         except BlockingIOError:
             return None
         self._keep(functools.partial(self.sink.write, data))
+        if data and self.wrote is not None:
+            self.wrote()
         return len(data)
+
+    def _take(self, limit: int) -> bytes:
+        assert self.fd is not None
+        return os.read(self.fd, limit)
 
     def spill(self) -> None:
         """Put what is held in memory into the spool file."""
@@ -92,12 +119,23 @@ class Pump:
         got = pipe.read()
         if got == 0:
             self.close(pipe)
+        elif pipe.full:
+            self._unwatch(pipe)
+            pipe.held = True
         elif got is not None and got < _LITTLE:
             self._unwatch(pipe)
             self._park(pipe)
 
+    def consumed(self, pipe: Pipe, offset: int) -> None:
+        """Note how far a streamed pipe's bytes were read, and go on with one that was held back."""
+        pipe.consumed = max(pipe.consumed, offset)
+        if pipe.held and not pipe.full:
+            pipe.held = False
+            self._park(pipe)
+
     def drain(self, pipe: Pipe) -> None:
         """Take what is in the pipe and close it. Whoever still holds the other end is not waited for."""
+        pipe.window = None
         for _ in range(_DRAIN_READS):
             if not pipe.read():
                 break
@@ -125,6 +163,8 @@ class Pump:
             got = pipe.read()
             if got == 0:
                 self.close(pipe)
+            elif pipe.full:
+                pipe.held = True
             elif got is None or got >= _LITTLE:
                 self._watch(pipe)
             else:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import resource
 import subprocess
 import sys
+import termios
 from collections.abc import Mapping, Sequence
 
-__all__ = ["RefusedError", "Spawned", "raise_file_limit", "spawn"]
+__all__ = ["RefusedError", "Spawned", "raise_file_limit", "spawn", "spawn_in_terminal"]
 
 
 class RefusedError(Exception):
@@ -74,10 +76,66 @@ def spawn(
     finally:
         for fd in opened:
             os.close(fd)
+    _adopt(process, file_limit)
+    return Spawned(process.pid, stdout, stderr)
+
+
+def spawn_in_terminal(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    cwd: str,
+    size: tuple[int, int],
+    file_limit: tuple[int, int],
+) -> tuple[int, int]:
+    """Run `argv` in a session of its own that a new pseudo-terminal controls.
+
+    Args:
+        argv: what to run.
+        env: its whole environment.
+        cwd: where it runs.
+        size: columns and rows.
+        file_limit: of open files.
+
+    Returns:
+        Its pid, and where the terminal is read from and typed into.
+
+    Raises:
+        RefusedError: it cannot be run.
+    """
+    opened: list[int] = []
+    try:
+        master, slave = os.openpty()
+        opened += master, slave
+        termios.tcsetwinsize(master, (size[1], size[0]))
+        process = subprocess.Popen(  # noqa: S603 - running what it is told is its task
+            argv,
+            env=env,
+            cwd=cwd,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            preexec_fn=_control_by_stdin,  # noqa: PLW1509 - there is one thread here, which it is safe in
+        )
+        opened.remove(master)
+    except (OSError, ValueError, subprocess.SubprocessError) as exc:
+        raise RefusedError(_explain(exc, argv=argv, cwd=cwd, stdin=None)) from exc
+    finally:
+        for fd in opened:
+            os.close(fd)
+    _adopt(process, file_limit)
+    return process.pid, master
+
+
+def _control_by_stdin() -> None:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def _adopt(process: subprocess.Popen[bytes], file_limit: tuple[int, int]) -> None:
     # The supervisor reaps with waitpid(-1); `subprocess` must not remember this child, or wait for it.
     process.returncode = 0
     _limit_files(process.pid, file_limit)
-    return Spawned(process.pid, stdout, stderr)
 
 
 def _open_stdin(stdin: str | None, opened: list[int]) -> int:
@@ -101,7 +159,7 @@ def _limit_files(pid: int, file_limit: tuple[int, int]) -> None:
             resource.prlimit(pid, resource.RLIMIT_NOFILE, file_limit)
 
 
-def _explain(exc: OSError | ValueError, *, argv: Sequence[str], cwd: str, stdin: str | None) -> str:
+def _explain(exc: Exception, *, argv: Sequence[str], cwd: str, stdin: str | None) -> str:
     program = argv[0] if argv else ""
     if not isinstance(exc, OSError):
         return f"{program!r} cannot be started: {exc}"

@@ -6,9 +6,11 @@ dies and every byte that was held in memory goes to the spool files.
 
 Messages, one JSON object a line:
 
-- in: ``start`` (the fields of `LaunchSpec`), ``kill`` (id), ``pause``, ``resume``, ``stop``
-- out: ``ready``; ``started`` (id, pid, at); ``refused`` (id, message); ``busy`` (id, busy); ``ended`` (id,
-  exit_code, signal, reason, at, stdout, stderr: each {size, inline: base64 or null})
+- in: ``start`` (the fields of `LaunchSpec`), ``kill`` (id), ``consumed`` (id, stdout, stderr), ``type`` (id,
+  data: base64), ``resize`` (id, cols, rows), ``pause``, ``resume``, ``stop``
+- out: ``ready``; ``started`` (id, pid, at); ``refused`` (id, message); ``busy`` (id, busy); ``wrote`` (id);
+  ``typed`` (id, count); ``ended`` (id, exit_code, signal, reason, at, stdout, stderr: each {size, inline:
+  base64 or null})
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ from asyncsandbox.server.launcher.procfs import (
 )
 from asyncsandbox.server.launcher.pump import Pipe, Pump
 from asyncsandbox.server.launcher.sink import Sink
-from asyncsandbox.server.launcher.spawn import RefusedError, raise_file_limit, spawn
+from asyncsandbox.server.launcher.spawn import RefusedError, raise_file_limit, spawn, spawn_in_terminal
+from asyncsandbox.server.launcher.terminal import Terminal
 from asyncsandbox.server.launcher.timers import Timer, Timers
 
 __all__ = ["main"]
@@ -45,6 +48,8 @@ __all__ = ["main"]
 _MESSAGES_PER_TURN = 8
 _MATURE = 0.1
 _SETTLE_INTERVAL = 0.005
+_FEED_AGAIN = 0.01  # until a terminal that took nothing is tried again
+_WINDOW_SHARE = 4  # a streamed job is held back long before the kept tail would lose what was not read
 _GIVE_UP = 5.0
 _END_WITHIN = 4.0  # less than a server waits for its supervisor
 _PAUSE_PASSES = 20
@@ -137,6 +142,9 @@ class Supervisor:
         self._handlers: dict[str, Callable[[Message], None]] = {
             "start": self._start,
             "kill": self._kill,
+            "consumed": self._consumed,
+            "type": self._type,
+            "resize": self._resize,
             "pause": self._pause,
             "resume": self._resume,
             "stop": self._stop,
@@ -184,27 +192,23 @@ class Supervisor:
     def _start(self, message: Message) -> None:
         job_id, at = message["id"], time.time()
         try:
-            spawned = spawn(
-                message["argv"],
-                env=message["env"],
-                cwd=message["cwd"],
-                stdin=message["stdin"],
-                file_limit=self._file_limit,
-            )
+            pid, stdout, stderr = self._spawn(message)
         except RefusedError as exc:
             self._channel.send("refused", id=job_id, message=str(exc))
             return
-        broken = functools.partial(self._spool_failed, job_id)
-        limit = message["output_limit"]
         job = _Job(
             job_id,
-            spawned.pid,
-            stdout=Pipe(spawned.stdout, Sink(message["stdout"], limit), broken),
-            stderr=Pipe(spawned.stderr, Sink(message["stderr"], limit), broken),
+            pid,
+            stdout=stdout,
+            stderr=stderr,
             timeout=message["timeout"],
             grace=message["grace"],
         )
         self._channel.send("started", id=job_id, pid=job.pid, at=at)
+        if message.get("streamed"):
+            wrote = functools.partial(self._channel.send, "wrote", id=job_id)
+            for pipe in (stdout, stderr):
+                pipe.stream(max(1, message["output_limit"] // _WINDOW_SHARE), wrote)
         self._jobs[job_id] = self._by_pid[job.pid] = job
         self._table.add(job_id, job.pid)
         self._meter.add(job.load)
@@ -212,6 +216,49 @@ class Supervisor:
         self._pump.add(job.stderr)
         self._watch_deadline(job)
         self._timers.call_later(_MATURE, functools.partial(self._mature, job))
+
+    def _spawn(self, message: Message) -> tuple[int, Pipe, Pipe]:
+        """Make a job's main process; return its pid and the pipes of its stdout and stderr."""
+        argv, env, cwd = message["argv"], message["env"], message["cwd"]
+        broken = functools.partial(self._spool_failed, message["id"])
+        out, err = (Sink(message[name], message["output_limit"]) for name in ("stdout", "stderr"))
+        if message.get("terminal") is not None:
+            pid, master = spawn_in_terminal(
+                argv, env=env, cwd=cwd, size=message["terminal"], file_limit=self._file_limit
+            )
+            return pid, Terminal(master, out, broken), Pipe(None, err, broken)
+        spawned = spawn(argv, env=env, cwd=cwd, stdin=message["stdin"], file_limit=self._file_limit)
+        return spawned.pid, Pipe(spawned.stdout, out, broken), Pipe(spawned.stderr, err, broken)
+
+    def _consumed(self, message: Message) -> None:
+        job = self._jobs.get(message["id"])
+        if job is not None:
+            self._pump.consumed(job.stdout, message["stdout"])
+            self._pump.consumed(job.stderr, message["stderr"])
+
+    def _type(self, message: Message) -> None:
+        terminal = self._terminal(message)
+        if terminal is not None:
+            waiting = terminal.waiting
+            terminal.type(base64.b64decode(message["data"]))
+            if not waiting:
+                self._feed(message["id"], terminal)
+
+    def _feed(self, job_id: str, terminal: Terminal) -> None:
+        count = terminal.feed()
+        if count:
+            self._channel.send("typed", id=job_id, count=count)
+        if terminal.waiting:
+            self._timers.call_later(_FEED_AGAIN, functools.partial(self._feed, job_id, terminal))
+
+    def _resize(self, message: Message) -> None:
+        terminal = self._terminal(message)
+        if terminal is not None:
+            terminal.resize(message["cols"], message["rows"])
+
+    def _terminal(self, message: Message) -> Terminal | None:
+        job = self._jobs.get(message["id"])
+        return job.stdout if job is not None and isinstance(job.stdout, Terminal) else None
 
     def _kill(self, message: Message) -> None:
         job = self._jobs.get(message["id"])
@@ -311,7 +358,9 @@ class Supervisor:
 
     def _terminate(self, job: _Job) -> None:
         if job.grace > 0:
-            self._signal_tree(job, signal.SIGTERM)
+            # An interactive shell ignores SIGTERM; SIGHUP is what a terminal says when it goes away.
+            hang_up = isinstance(job.stdout, Terminal)
+            self._signal_tree(job, signal.SIGHUP if hang_up else signal.SIGTERM)
             if self._paused:
                 self._signal_tree(job, signal.SIGCONT)
             job.timer = self._timers.call_later(job.grace, functools.partial(self._finish_off, job))
