@@ -460,7 +460,15 @@ class ExecutionResult:
         state: completed, failed or timed_out; killed or lost when the sandbox was ended meanwhile.
         duration: wall-clock seconds on the server; None when it does not say.
         timeout: the limit that was asked for, in seconds.
-        rich: other representations of the result, by the contract's names (``png``, ``html``, …).
+        result: of code, the value of its last expression as its ``repr``; None when there is none.
+        png: the first picture: a figure that was shown or left open, or the last value's own.
+        figures: all pictures, the first one included.
+        html: the last value as HTML, such as a table; None when it has no such form.
+        svg: the same as SVG.
+        markdown: the same as Markdown.
+        json: the same as what JSON can say.
+        dataframe: the data of a table, as the server puts it; ours: ``columns``, ``index`` and ``data``.
+        omitted: names of those among these that were too large to be sent.
     """
 
     stdout: str = ""
@@ -470,7 +478,15 @@ class ExecutionResult:
     state: JobState = JobState.COMPLETED
     duration: float | None = None
     timeout: float | None = None
-    rich: Mapping[str, Any] = attrs.field(factory=dict)
+    result: str | None = None
+    png: bytes | None = attrs.field(default=None, repr=False)
+    figures: Sequence[bytes] = attrs.field(default=(), repr=False)
+    html: str | None = attrs.field(default=None, repr=False)
+    svg: str | None = attrs.field(default=None, repr=False)
+    markdown: str | None = attrs.field(default=None, repr=False)
+    json: Any = attrs.field(default=None, repr=False)
+    dataframe: Any = attrs.field(default=None, repr=False)
+    omitted: Sequence[str] = ()
 
     @property
     def ok(self) -> bool:

@@ -147,6 +147,8 @@ class Sandbox:
     ) -> ExecutionResult:
         """Run code, wait for its end, and return what it gave. Code that fails raises nothing.
 
+        Of Python that is also what a notebook would show: `ExecutionResult.result`, `figures`, `html`, ….
+
         For more than a few at once, or more than a few minutes, use `run_code_background`.
 
         Args:

@@ -29,7 +29,7 @@ def _features(request: web.Request) -> dict[str, object]:
         "file_operations": True,
         "terminal_access": False,
         "websocket_streaming": False,
-        "rich_output": False,
+        "rich_output": True,
         "background_jobs": True,
         "ipython_kernel": False,
         "system_metrics": False,

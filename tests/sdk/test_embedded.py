@@ -356,6 +356,21 @@ async def test_follow_sees_output_while_the_job_runs(sandbox: Sandbox) -> None:
     assert (await job.wait()).ok
 
 
+async def test_run_code_shows_what_a_notebook_would(sandbox: Sandbox) -> None:
+    """The last value and its pictures; nothing of it where there is nothing to show."""
+    picture = "class Picture:\n    def _repr_png_(self):\n        return b'png'\n    def __repr__(self):\n        return 'P'"
+    shown = (await sandbox.run_code(f"{picture}\nPicture()")).check()
+    assert (shown.result, shown.png, list(shown.figures), shown.stdout) == ("P", b"png", [b"png"], "")
+    plain = (await sandbox.run_code("print(1)")).check()
+    assert (plain.result, plain.png, plain.html, plain.json, plain.dataframe) == (
+        None,
+        None,
+        None,
+        None,
+        None,
+    )
+
+
 async def test_run_code_and_commands(sandbox: Sandbox) -> None:
     """What fails, or runs too long, is a result."""
     assert (await sandbox.run_code("print(1)")).check().stdout == "1\n"

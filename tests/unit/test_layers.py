@@ -33,7 +33,7 @@ _CLIENT = (
     ("__init__", "__main__"),
 )
 _SERVER = (
-    ("__init__", "admission", "config", "nest", "refusals", "launcher"),
+    ("__init__", "admission", "config", "nest", "refusals", "richresults", "launcher"),
     ("records", "keys", "paths", "templates", "spool"),
     ("jobtable", "sandboxtable", "engine"),
     ("store",),

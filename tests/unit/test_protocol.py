@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncsandbox import EndReason, JobInfo, JobSpec, JobState, ProtocolError, protocol
+from asyncsandbox import EndReason, ExecutionResult, JobInfo, JobSpec, JobState, ProtocolError, protocol
 from asyncsandbox.protocol import Reply
 
 times = st.none() | st.floats(0, 4e9).map(lambda t: round(t, 6))
@@ -277,8 +277,24 @@ def test_execution_replies_of_any_server() -> None:
     assert (result.state, result.stdout) == (JobState.TIMED_OUT, "so far")
     assert protocol.decode_execution_timeout(Reply(status=408, body=b"{}"), timeout=1) is None
     assert protocol.decode_execution_timeout(Reply(status=408, body=b"x"), timeout=1) is None
-    rich = protocol.decode_execution(Reply(status=200, body=b'{"png": "aa", "x": 1}'), timeout=1)
-    assert dict(rich.rich) == {"png": "aa"}
+
+
+def test_rich_results_are_read_as_far_as_they_make_sense() -> None:
+    """The contract's fields, our lists beside them, and whatever else a server may put there."""
+
+    def read(**body: object) -> ExecutionResult:
+        return protocol.decode_execution(Reply(status=200, body=json.dumps(body).encode()), timeout=1)
+
+    full = read(
+        png="YQ==", html="<b>", svg="<svg>", markdown="*", json=[1], dataframe={"data": []}, result="1"
+    )
+    assert (full.png, full.figures, full.html, full.svg, full.markdown) == (b"a", [b"a"], "<b>", "<svg>", "*")
+    assert (full.json, full.dataframe, full.result, full.omitted) == ([1], {"data": []}, "1", ())
+    several = read(png="YQ==", display=[{"png": "YQ=="}, {"png": "Yg=="}, {"png": 1}, 2], omitted=["html", 3])
+    assert (several.png, several.figures, several.omitted) == (b"a", [b"a", b"b"], ["html"])
+    odd = read(png="!", html=1, svg=[], markdown={}, result=7, display="x", omitted="y")
+    assert (odd.png, odd.figures, odd.html, odd.svg, odd.markdown) == (None, [], None, None, None)
+    assert (odd.json, odd.dataframe, odd.result, odd.omitted) == (None, None, None, ())
 
 
 def test_template_ids_and_names_go_in_their_own_fields() -> None:

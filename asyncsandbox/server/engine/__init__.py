@@ -22,10 +22,12 @@ class CodeOrder:
     Attributes:
         spec: the program, checked.
         own_directory: whether it gets an empty directory of its own.
+        rich: whether what a notebook would show of it is kept; only of Python.
     """
 
     spec: JobSpec
     own_directory: bool = False
+    rich: bool = False
 
     @property
     def name(self) -> str | None:
@@ -151,6 +153,9 @@ class Engine(Protocol):
 
     def output_path(self, sandbox_id: str, process_id: str, stream: StreamName) -> Path:
         """Return where a job's output is spooled."""
+
+    def rich_path(self, sandbox_id: str, process_id: str) -> Path:
+        """Return where what a notebook would show of a job lies, if there is any."""
 
     def supervisor_gone(self, sandbox_id: str) -> None:
         """Note that a supervisor died: the next job gets a new one, which ends what the old one left."""
