@@ -46,6 +46,8 @@ from asyncsandbox.models import (
     OutputEvent,
     PollPolicy,
     SandboxInfo,
+    SandboxMetrics,
+    SystemProcess,
     TemplateInfo,
 )
 from asyncsandbox.sandbox import Sandbox
@@ -103,9 +105,11 @@ __all__ = [
     "Sandbox",
     "SandboxClosedError",
     "SandboxInfo",
+    "SandboxMetrics",
     "ServerError",
     "ServerUnreachableError",
     "StartError",
+    "SystemProcess",
     "TemplateInfo",
     "TransportError",
     "WaitTimeoutError",

@@ -613,6 +613,46 @@ class FileInfo:
     modified_at: float | None = None
 
 
+@attrs.frozen(kw_only=True)
+class SandboxMetrics:
+    """What a sandbox has done so far, as its agent counts. What the server does not say is None.
+
+    Attributes:
+        uptime: seconds.
+        requests: requests to the agent.
+        errors: those among them that were refused or failed.
+        running: executions and jobs that run now.
+        executions: executions and jobs in all.
+    """
+
+    uptime: float | None = None
+    requests: int | None = None
+    errors: int | None = None
+    running: int | None = None
+    executions: int | None = None
+
+
+@attrs.frozen(kw_only=True)
+class SystemProcess:
+    """A process of the operating system that a sandbox runs on. What the server does not say is "" or None.
+
+    Attributes:
+        pid: its number.
+        command: its command line.
+        name: its name.
+        user: whose it is.
+        status: in the words of the operating system, such as "sleeping".
+        cpu_percent: share of one core.
+    """
+
+    pid: int
+    command: str = ""
+    name: str = ""
+    user: str = ""
+    status: str = ""
+    cpu_percent: float | None = None
+
+
 def _positive(instance: object, attribute: attrs.Attribute[Any], value: float | None) -> None:
     if value is None and attribute.name == "unreachable_after":
         return

@@ -12,11 +12,13 @@ from asyncsandbox.protocol._control import (
     create_sandbox,
     decode_features,
     decode_sandbox,
+    decode_template,
     decode_templates,
     decode_token,
     list_sandboxes,
     rows_of,
     sandbox_path,
+    template_path,
 )
 from asyncsandbox.protocol._errors import decode_error, encode_error, retry_after
 from asyncsandbox.protocol._files import decode_files
@@ -49,16 +51,19 @@ from asyncsandbox.protocol._running import (
     start,
 )
 from asyncsandbox.protocol._scalars import timestamp, unix_time
+from asyncsandbox.protocol._system import METRICS, SYSTEM_PROCESSES, decode_metrics, decode_system_processes
 
 __all__ = [
     "BACKGROUND",
     "EOF_HEADER",
     "FEATURES",
     "IDEMPOTENCY_KEY",
+    "METRICS",
     "NEXT_OFFSET_HEADER",
     "OFFSET_HEADER",
     "PROCESSES",
     "RUN_TIMED_OUT",
+    "SYSTEM_PROCESSES",
     "FormPart",
     "Lane",
     "ProcessList",
@@ -72,11 +77,14 @@ __all__ = [
     "decode_execution_timeout",
     "decode_features",
     "decode_files",
+    "decode_metrics",
     "decode_output",
     "decode_process",
     "decode_processes",
     "decode_sandbox",
     "decode_started",
+    "decode_system_processes",
+    "decode_template",
     "decode_templates",
     "decode_token",
     "encode_code",
@@ -95,6 +103,7 @@ __all__ = [
     "rows_of",
     "sandbox_path",
     "start",
+    "template_path",
     "timestamp",
     "unix_time",
 ]

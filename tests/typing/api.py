@@ -26,7 +26,9 @@ from asyncsandbox import (
     PollPolicy,
     Sandbox,
     SandboxInfo,
+    SandboxMetrics,
     StartError,
+    SystemProcess,
     WaitTimeoutError,
     as_completed,
     wait,
@@ -137,6 +139,9 @@ async def resources(sandbox: Sandbox) -> None:
     assert_type(await sandbox.commands.run("ls"), ExecutionResult)
     _ = assert_type(await sandbox.commands.run_background("ls", args=["-l"]), Job)
     assert_type(await sandbox.list_processes(), list[JobInfo])
+    assert_type(await sandbox.get_info(), SandboxInfo)
+    assert_type(await sandbox.get_agent_metrics(), SandboxMetrics)
+    assert_type(await sandbox.list_system_processes(), list[SystemProcess])
 
 
 def takes_timeout_error(error: TimeoutError) -> None:
