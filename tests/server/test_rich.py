@@ -240,7 +240,8 @@ async def test_figures_come_as_pictures(box: Any, code: str, pictures: int) -> N
     pytest.importorskip("matplotlib")
     body = await _run_code(box, f"import matplotlib.pyplot as plt\n{code}")
     assert _pictures(body) == pictures
-    assert "ZeroDivisionError" in body["stderr"] if "1 / 0" in code else body["stderr"] == ""
+    # On a slow machine matplotlib says there that it looks for fonts.
+    assert ("Traceback" in body["stderr"]) == ("1 / 0" in code)
 
 
 def test_a_file_that_the_runner_did_not_write_is_harmless(tmp_path: Path) -> None:
