@@ -25,7 +25,7 @@ PROGRAMS = {
     "who it is": """
 import sys, __main__
 print(__name__, __file__ == sys.argv[0], __main__.__dict__ is globals(), sorted(vars(__main__)))
-print(sys.argv[1:], sys.orig_argv[1:], sys.path, __builtins__, __spec__, type(__loader__))
+print(sys.argv[1:], getattr(sys, 'orig_argv', 'none')[1:], sys.path, __builtins__, __spec__, type(__loader__))
 vars()""",
     "both streams": "import sys\nprint('out')\nprint('err', file=sys.stderr)\nsys.stdout.write('more')",
     "an error": "def f():\n    return 1 / 0\nprint('before')\nf()",
@@ -35,6 +35,7 @@ vars()""",
     "an interruption": "raise KeyboardInterrupt",
     "no Python": "x = 1\ndef f(:\n  pass",
     "no Python either": "x = 1\nreturn 5",
+    "no Python, with a warning": "x = '\\d'\nx is 1\ndef f(:\n  pass",
     "a null character": "x = 1\0",
     "a wrong indentation": "if True:\nx",
     "an exit": "import sys\nsys.exit(3)",
@@ -235,13 +236,26 @@ def _pictures(body: dict[str, Any]) -> int:
         ("from matplotlib.figure import Figure\nf = Figure()\nf.subplots().plot([1])\nf", 1),
     ],
 )
-async def test_figures_come_as_pictures(box: Any, code: str, pictures: int) -> None:
+def test_figures_come_as_pictures(code: str, pictures: int, tmp_path: Path) -> None:
     """Those that were shown and those that are left open, each once; an empty one is none."""
     pytest.importorskip("matplotlib")
-    body = await _run_code(box, f"import matplotlib.pyplot as plt\n{code}")
-    assert _pictures(body) == pictures
-    # On a slow machine matplotlib says there that it looks for fonts.
-    assert ("Traceback" in body["stderr"]) == ("1 / 0" in code)
+    path, kept = tmp_path / "program.py", tmp_path / "kept"
+    path.write_text(f"import matplotlib.pyplot as plt\n{code}")
+    _, stdout, stderr = _run([rich_runner.__file__, str(kept), str(path)], tmp_path)
+    assert _pictures(richresults.read(kept)) == pictures
+    assert stdout == ""
+    assert ("Traceback" in stderr) == ("1 / 0" in code)
+
+
+async def test_figures_come_with_the_answer(box: Any) -> None:
+    """No screen is needed, and no word about that is said."""
+    pytest.importorskip("matplotlib")
+    code = (
+        "import matplotlib.pyplot as plt\nfor n in (1, 2):\n    plt.figure()\n    plt.plot([n])\nplt.show()"
+    )
+    body = await _run_code(box, code)
+    assert (body["success"], body["stdout"], _pictures(body)) == (True, "", 2)
+    assert "non-interactive" not in body["stderr"]
 
 
 def test_a_file_that_the_runner_did_not_write_is_harmless(tmp_path: Path) -> None:

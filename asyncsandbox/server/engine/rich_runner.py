@@ -249,8 +249,10 @@ def main() -> None:
         with open(path, "rb") as file:  # noqa: PTH123 - no pathlib here
             head, tail = parts(file.read(), path)
     except Exception:  # noqa: BLE001 - what cannot be compiled is best explained by the interpreter itself
-        os.execv(sys.executable, [sys.executable, "-u", *sys.argv])  # noqa: S606 - as without this runner
-    sys.orig_argv = [*sys.orig_argv[:2], *sys.argv]
+        warned = [] if sys.warnoptions else ["-W", "ignore::SyntaxWarning"]  # it has warned once
+        os.execv(sys.executable, [sys.executable, "-u", *warned, *sys.argv])  # noqa: S606
+    if hasattr(sys, "orig_argv"):  # from Python 3.10
+        sys.orig_argv = [*sys.orig_argv[:2], *sys.argv]
     if not getattr(sys.flags, "safe_path", False):
         sys.path[0] = os.path.dirname(os.path.realpath(path))  # noqa: PTH120 - no pathlib here
     os.environ.setdefault("MPLBACKEND", "Agg")  # a figure must not need a screen
