@@ -47,6 +47,8 @@ from asyncsandbox.models import (
     OutputEvent,
     PollPolicy,
     SandboxInfo,
+    SandboxMetrics,
+    SystemProcess,
     TemplateInfo,
 )
 from asyncsandbox.sandbox import Sandbox
@@ -110,11 +112,13 @@ __all__ = [
     "Sandbox",
     "SandboxClosedError",
     "SandboxInfo",
+    "SandboxMetrics",
     "ServerError",
     "ServerUnreachableError",
     "StartError",
     "StreamOutput",
     "StreamResult",
+    "SystemProcess",
     "TemplateInfo",
     "Terminal",
     "TransportError",

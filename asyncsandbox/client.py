@@ -10,7 +10,7 @@ import os
 import random
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
@@ -377,6 +377,16 @@ class Client:
         """Return what sandboxes can be made from."""
         return await self.control.templates()
 
+    async def get_template(self, name: str) -> TemplateInfo:
+        """Return one of them, by name or id.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        if not isinstance(name, str) or not name:
+            raise InvalidRequestError(f"a template is a name such as 'code-interpreter', not {name!r}")
+        return await self.control.template(name)
+
     def job(self, ref: JobRef) -> Job:
         """Return a handle to the job that `ref` names. No I/O.
 
@@ -476,22 +486,40 @@ _SANDBOX_OPTIONS: Final = frozenset({"timeout_seconds", "env", "internet_access"
 
 def _create_with_own_client(template: str, **options: Any) -> Opening:
     """Return an opening whose sandbox has a client of its own, which closes when the sandbox ends."""
+    if "env_vars" in options and "env" not in options:  # as hopx-ai has it
+        options["env"] = options.pop("env_vars")
     of_sandbox = {name: options.pop(name) for name in _SANDBOX_OPTIONS & options.keys()}
     client = _SingleSandboxClient(**options)
     opening = client.create_sandbox(template, **of_sandbox)
-
-    async def make() -> Sandbox:
-        try:
-            return await opening
-        except BaseException:
-            await client.aclose()
-            raise
 
     async def close(sandbox: Sandbox) -> None:
         try:
             await sandbox.kill()
         finally:
             await client.aclose()
+
+    return _with_own_client(client, opening, close)
+
+
+def _connect_with_own_client(sandbox_id: str, **options: Any) -> Opening:
+    """Return an opening whose sandbox has a client of its own, which closes when it is left."""
+    client = _SingleSandboxClient(**options)
+
+    async def close(_sandbox: Sandbox) -> None:
+        await client.aclose()
+
+    return _with_own_client(client, client.connect(sandbox_id), close)
+
+
+def _with_own_client(
+    client: Client, opening: Opening, close: Callable[[Sandbox], Awaitable[None]]
+) -> Opening:
+    async def make() -> Sandbox:
+        try:
+            return await opening
+        except BaseException:
+            await client.aclose()
+            raise
 
     return Opening(make, close)
 
@@ -509,3 +537,4 @@ class _SingleSandboxClient(Client):
 
 
 Sandbox.create_with_own_client = staticmethod(_create_with_own_client)
+Sandbox.connect_with_own_client = staticmethod(_connect_with_own_client)

@@ -153,3 +153,8 @@ class ControlPlane:
     async def templates(self) -> list[TemplateInfo]:
         """Describe what sandboxes can be made from."""
         return protocol.decode_templates(await self._call(protocol.get("/v1/templates"), "listing templates"))
+
+    async def template(self, name: str) -> TemplateInfo:
+        """Describe one of them, by name or id."""
+        request = protocol.get(protocol.template_path(name))
+        return protocol.decode_template(await self._call(request, f"looking up template {name!r}"))

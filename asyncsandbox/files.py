@@ -68,6 +68,8 @@ class Files:
         request = Request(method="POST", path="/files/write", json=body, repeatable=True)
         await self._agent.call(request, what=f"writing {path!r}")
 
+    write_bytes = write  # as hopx-ai has it
+
     async def list(self, path: str = "/workspace") -> list[FileInfo]:
         """Return what a directory holds.
 

@@ -460,7 +460,15 @@ class ExecutionResult:
         state: completed, failed or timed_out; killed or lost when the sandbox was ended meanwhile.
         duration: wall-clock seconds on the server; None when it does not say.
         timeout: the limit that was asked for, in seconds.
-        rich: other representations of the result, by the contract's names (``png``, ``html``, …).
+        result: of code, the value of its last expression as its ``repr``; None when there is none.
+        png: the first picture: a figure that was shown or left open, or the last value's own.
+        figures: all pictures, the first one included.
+        html: the last value as HTML, such as a table; None when it has no such form.
+        svg: the same as SVG.
+        markdown: the same as Markdown.
+        json: the same as what JSON can say.
+        dataframe: the data of a table, as the server puts it; ours: ``columns``, ``index`` and ``data``.
+        omitted: names of those among these that were too large to be sent.
     """
 
     stdout: str = ""
@@ -470,7 +478,15 @@ class ExecutionResult:
     state: JobState = JobState.COMPLETED
     duration: float | None = None
     timeout: float | None = None
-    rich: Mapping[str, Any] = attrs.field(factory=dict)
+    result: str | None = None
+    png: bytes | None = attrs.field(default=None, repr=False)
+    figures: Sequence[bytes] = attrs.field(default=(), repr=False)
+    html: str | None = attrs.field(default=None, repr=False)
+    svg: str | None = attrs.field(default=None, repr=False)
+    markdown: str | None = attrs.field(default=None, repr=False)
+    json: Any = attrs.field(default=None, repr=False)
+    dataframe: Any = attrs.field(default=None, repr=False)
+    omitted: Sequence[str] = ()
 
     @property
     def ok(self) -> bool:
@@ -595,6 +611,46 @@ class FileInfo:
     is_dir: bool
     permissions: str = ""
     modified_at: float | None = None
+
+
+@attrs.frozen(kw_only=True)
+class SandboxMetrics:
+    """What a sandbox has done so far, as its agent counts. What the server does not say is None.
+
+    Attributes:
+        uptime: seconds.
+        requests: requests to the agent.
+        errors: those among them that were refused or failed.
+        running: executions and jobs that run now.
+        executions: executions and jobs in all.
+    """
+
+    uptime: float | None = None
+    requests: int | None = None
+    errors: int | None = None
+    running: int | None = None
+    executions: int | None = None
+
+
+@attrs.frozen(kw_only=True)
+class SystemProcess:
+    """A process of the operating system that a sandbox runs on. What the server does not say is "" or None.
+
+    Attributes:
+        pid: its number.
+        command: its command line.
+        name: its name.
+        user: whose it is.
+        status: in the words of the operating system, such as "sleeping".
+        cpu_percent: share of one core.
+    """
+
+    pid: int
+    command: str = ""
+    name: str = ""
+    user: str = ""
+    status: str = ""
+    cpu_percent: float | None = None
 
 
 def _positive(instance: object, attribute: attrs.Attribute[Any], value: float | None) -> None:

@@ -19,7 +19,16 @@ from asyncsandbox.errors import ClientStateError, EmbeddedServerError, InvalidRe
 from asyncsandbox.files import Files
 from asyncsandbox.groups import JobGroup
 from asyncsandbox.jobs import Job
-from asyncsandbox.models import ExecutionResult, JobInfo, JobOptions, JobSpec, SandboxInfo, merge_specs
+from asyncsandbox.models import (
+    ExecutionResult,
+    JobInfo,
+    JobOptions,
+    JobSpec,
+    SandboxInfo,
+    SandboxMetrics,
+    SystemProcess,
+    merge_specs,
+)
 from asyncsandbox.protocol import Request
 from asyncsandbox.starting import DEFAULT_MAX_IN_FLIGHT, Specs, StartAll, Starter
 from asyncsandbox.streaming import RunStream
@@ -105,7 +114,8 @@ class Sandbox:
     """
 
     create_with_own_client: ClassVar[Callable[..., Opening]]
-    """How `create` makes a client; `asyncsandbox.client` sets it, so that imports go one way."""
+    connect_with_own_client: ClassVar[Callable[..., Opening]]
+    """How `create` and `connect` make a client; `asyncsandbox.client` sets it, so that imports go one way."""
 
     def __init__(self, agent: Agent, owner: Owner) -> None:
         self.id = agent.sandbox_id
@@ -126,9 +136,24 @@ class Sandbox:
 
         Args:
             template: as `Client.create_sandbox` takes it.
-            options: what `Client.create_sandbox` and `Client` take.
+            options: what `Client.create_sandbox` and `Client` take; `env_vars` is `env` as hopx-ai has it.
         """
         return cls.create_with_own_client(template, **options)
+
+    @classmethod
+    def connect(cls, sandbox_id: str, **options: Any) -> Opening:
+        """Use a sandbox that is there with a client of its own, which closes when the block is left.
+
+        Leaving the block does not end the sandbox. Who awaits it instead has the client until `kill`.
+
+        Args:
+            sandbox_id: as `Client.connect` takes it.
+            options: what `Client` takes.
+
+        Raises:
+            NotFoundError: the server does not know it.
+        """
+        return cls.connect_with_own_client(sandbox_id, **options)
 
     def __repr__(self) -> str:
         state = "closed" if self._agent.closed else "open"
@@ -165,6 +190,8 @@ class Sandbox:
         working_dir: str | None = None,
     ) -> ExecutionResult:
         """Run code, wait for its end, and return what it gave. Code that fails raises nothing.
+
+        Of Python that is also what a notebook would show: `ExecutionResult.result`, `figures`, `html`, ….
 
         For more than a few at once, or more than a few minutes, use `run_code_background`.
 
@@ -398,6 +425,35 @@ class Sandbox:
         job = self.job(process_id)
         await job.refresh()
         await job.kill()
+
+    # --- what its agent says --------------------------------------------------------------------------------
+
+    async def metrics(self) -> SandboxMetrics:
+        """Return what the sandbox has done so far.
+
+        Protocol: ``GET /metrics/snapshot`` (agent API 3.2; contract 2.1).
+        """
+        reply = await self._agent.call(protocol.get(protocol.METRICS), what="reading the metrics")
+        return protocol.decode_metrics(reply)
+
+    async def system_processes(self) -> list[SystemProcess]:
+        """Return the processes of the operating system, as far as the server shows them; not the jobs as such.
+
+        Protocol: ``GET /processes`` (agent API 3.2; contract 2.1).
+        """
+        reply = await self._agent.call(protocol.get(protocol.SYSTEM_PROCESSES), what="listing processes")
+        return protocol.decode_system_processes(reply)
+
+    # --- the same under the names of hopx-ai ----------------------------------------------------------------
+
+    @property
+    def sandbox_id(self) -> str:
+        """The same as `id`."""
+        return self.id
+
+    get_info = refresh
+    get_agent_metrics = get_metrics_snapshot = metrics
+    list_system_processes = system_processes
 
     # --- its own life ---------------------------------------------------------------------------------------
 

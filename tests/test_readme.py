@@ -15,7 +15,10 @@ from pathlib import Path
 import attrs
 import pytest
 
+import asyncsandbox
 from asyncsandbox import errors
+from asyncsandbox.commands import Commands
+from asyncsandbox.files import Files
 
 _ROOT = Path(__file__).parent.parent
 _README = (_ROOT / "README.md").read_text()
@@ -114,12 +117,19 @@ def _files_come_back(output: str) -> None:
     assert output.split("\n")[:-1] == [f"b'CASE {n}: typed'" for n in range(4)]
 
 
+def _both_kinds_of_runs_are_there(output: str) -> None:
+    first, *rest = output.splitlines()
+    assert first == "hello you"
+    assert sorted(map(int, rest)) == [n**2 for n in range(10)]
+
+
 @pytest.mark.parametrize(
     ("section", "holds"),
     [
         ("", _every_square_is_there),
         ("A background job from start to end", _the_job_is_followed),
         ("Inputs and files", _files_come_back),
+        ("Coming from hopx-ai", _both_kinds_of_runs_are_there),
     ],
 )
 def test_a_python_example_does_what_it_says(
@@ -138,6 +148,17 @@ def test_a_python_example_does_what_it_says(
     )
     assert (done.returncode, done.stderr) == (0, "")
     holds(done.stdout)
+
+
+def test_the_names_in_the_table_are_ours() -> None:
+    """Whoever comes from hopx-ai finds in our classes what the right column says."""
+    table = _README.partition("| `AsyncSandbox` | here |\n")[2].partition("\n\n")[0]
+    ours = {name for row in table.splitlines() for name in re.findall(r"`\.?([\w.]+)", row.split(" | ")[1])}
+    things = [*vars(asyncsandbox).values(), Files, Commands]
+    public = {name for thing in things for name in dir(thing)} | set(dir(asyncsandbox))
+    parameters = {"api_key", "base_url", "template", "timeout"}
+    objects = {"commands", "files", "job", "result", "sandbox", "await"}
+    assert {word for name in ours for word in name.split(".")} - public <= parameters | objects
 
 
 def test_the_first_example_is_short() -> None:
@@ -192,6 +213,8 @@ def test_every_block_is_run() -> None:
         ("A background job from start to end", "python"),
         ("Inputs and files", "python"),
         ("Which server", "sh"),
+        ("Coming from hopx-ai", "py"),  # theirs, which needs their package
+        ("Coming from hopx-ai", "python"),
         ("Command line", "sh"),
         ("Command line", "sh"),
     ]

@@ -12,11 +12,13 @@ from asyncsandbox.protocol._control import (
     create_sandbox,
     decode_features,
     decode_sandbox,
+    decode_template,
     decode_templates,
     decode_token,
     list_sandboxes,
     rows_of,
     sandbox_path,
+    template_path,
 )
 from asyncsandbox.protocol._errors import decode_error, encode_error, retry_after
 from asyncsandbox.protocol._files import decode_files
@@ -53,20 +55,6 @@ from asyncsandbox.protocol._running import (
     start,
 )
 from asyncsandbox.protocol._scalars import timestamp, unix_time
-from asyncsandbox.protocol._webhooks import (
-    ASYNC,
-    ASYNC_TIMEOUT,
-    CALLBACK_OUTPUT,
-    DELIVERY_HEADER,
-    SIGNATURE_HEADER,
-    TIMESTAMP_HEADER,
-    async_path,
-    decode_accepted,
-    decode_callback,
-    encode_callback,
-    encode_callback_request,
-    sign,
-    verify_signature,
 from asyncsandbox.protocol._streams import (
     CODE_STREAM,
     COMMAND_STREAM,
@@ -94,6 +82,22 @@ from asyncsandbox.protocol._streams import (
     terminal_frame,
     watch_frame,
 )
+from asyncsandbox.protocol._system import METRICS, SYSTEM_PROCESSES, decode_metrics, decode_system_processes
+from asyncsandbox.protocol._webhooks import (
+    ASYNC,
+    ASYNC_TIMEOUT,
+    CALLBACK_OUTPUT,
+    DELIVERY_HEADER,
+    SIGNATURE_HEADER,
+    TIMESTAMP_HEADER,
+    async_path,
+    decode_accepted,
+    decode_callback,
+    encode_callback,
+    encode_callback_request,
+    sign,
+    verify_signature,
+)
 
 __all__ = [
     "ASYNC",
@@ -108,12 +112,14 @@ __all__ = [
     "FEATURES",
     "FILE_WATCH",
     "IDEMPOTENCY_KEY",
+    "METRICS",
     "NEXT_OFFSET_HEADER",
     "OFFSET_HEADER",
     "PROCESSES",
     "RUN_TIMED_OUT",
     "SIGNATURE_HEADER",
     "STREAMS",
+    "SYSTEM_PROCESSES",
     "TERMINAL",
     "TIMESTAMP_HEADER",
     "FormPart",
@@ -142,12 +148,15 @@ __all__ = [
     "decode_files",
     "decode_frame",
     "decode_frame_error",
+    "decode_metrics",
     "decode_output",
     "decode_process",
     "decode_processes",
     "decode_rate_limit",
     "decode_sandbox",
     "decode_started",
+    "decode_system_processes",
+    "decode_template",
     "decode_templates",
     "decode_token",
     "encode_callback",
@@ -182,6 +191,7 @@ __all__ = [
     "sandbox_path",
     "sign",
     "start",
+    "template_path",
     "terminal_frame",
     "timestamp",
     "unix_time",

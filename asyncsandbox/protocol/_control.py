@@ -19,11 +19,13 @@ __all__ = [
     "create_sandbox",
     "decode_features",
     "decode_sandbox",
+    "decode_template",
     "decode_templates",
     "decode_token",
     "list_sandboxes",
     "rows_of",
     "sandbox_path",
+    "template_path",
 ]
 
 FEATURES: Final[Mapping[str, int]] = {
@@ -121,18 +123,30 @@ def rows_of(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return rows
 
 
+def decode_template(body: Mapping[str, Any]) -> TemplateInfo:
+    """Read a template object (contract 1.5).
+
+    Raises:
+        ProtocolError: it has no name.
+    """
+    if not body.get("name"):
+        raise ProtocolError("the server described a template without a name", detail="name is missing")
+    return TemplateInfo(
+        id=str(body.get("id", "")),
+        name=str(body["name"]),
+        display_name=str(body.get("display_name") or body["name"]),
+        description=str(body.get("description") or ""),
+    )
+
+
 def decode_templates(body: Mapping[str, Any]) -> list[TemplateInfo]:
     """Read the list of templates (contract 1.5); a null list is an empty one."""
-    return [
-        TemplateInfo(
-            id=str(row.get("id", "")),
-            name=str(row["name"]),
-            display_name=str(row.get("display_name") or row["name"]),
-            description=str(row.get("description") or ""),
-        )
-        for row in rows_of(body)
-        if row.get("name")
-    ]
+    return [decode_template(row) for row in rows_of(body) if row.get("name")]
+
+
+def template_path(name: str) -> str:
+    """Return the control plane's path of one template, named or numbered."""
+    return f"/v1/templates/{quote(name, safe='')}"
 
 
 def decode_features(body: Mapping[str, Any]) -> dict[str, int]:

@@ -10,7 +10,7 @@ from asyncsandbox.errors import ProtocolError
 from asyncsandbox.models import DEFAULT_TIMEOUT, EndReason, ExecutionResult, JobSpec, JobState
 from asyncsandbox.protocol._messages import IDEMPOTENCY_KEY, Reply, Request, broken, json_object
 from asyncsandbox.protocol._processes import ProcessRow, decode_process
-from asyncsandbox.protocol._scalars import as_integer, as_number, as_seconds, as_text
+from asyncsandbox.protocol._scalars import as_integer, as_number, as_seconds, as_text, from_base64
 
 __all__ = [
     "BACKGROUND",
@@ -111,9 +111,6 @@ def decode_started(reply: Reply, *, sandbox_id: str) -> ProcessRow:
     return decode_process(body, sandbox_id=sandbox_id)
 
 
-_RICH: Final = frozenset({"png", "html", "json", "svg", "markdown", "result", "dataframe"})
-
-
 _ENDED_OTHERWISE: Final = {EndReason.KILLED.value: JobState.KILLED, EndReason.LOST.value: JobState.LOST}
 """Ours: what became of a run whose sandbox was ended, or whose server lost it."""
 
@@ -125,7 +122,8 @@ def decode_execution(reply: Reply, *, timeout: float) -> ExecutionResult:
     exit_code = None if signal is not None else as_integer(body.get("exit_code"))
     success = body.get("success")
     completed = exit_code == 0 if exit_code is not None else signal is None and success is not False
-    rich = {name: value for name, value in body.items() if name in _RICH}
+    omitted = body.get("omitted")
+    figures = _figures(body)
     return ExecutionResult(
         stdout=as_text(body.get("stdout")) or "",
         stderr=as_text(body.get("stderr")) or "",
@@ -136,8 +134,26 @@ def decode_execution(reply: Reply, *, timeout: float) -> ExecutionResult:
         ),
         duration=as_number(body.get("execution_time")),
         timeout=timeout,
-        rich=rich,
+        result=as_text(body.get("result")),
+        png=figures[0] if figures else None,
+        figures=figures,
+        html=as_text(body.get("html")),
+        svg=as_text(body.get("svg")),
+        markdown=as_text(body.get("markdown")),
+        json=body.get("json"),
+        dataframe=body.get("dataframe"),
+        omitted=[name for name in omitted if isinstance(name, str)] if isinstance(omitted, list) else (),
     )
+
+
+def _figures(body: Mapping[str, Any]) -> list[bytes]:
+    """Return all pictures: `png` has one of them (contract 2.2), `display` each, where there are several (ours)."""
+    display = body.get("display")
+    items = display if isinstance(display, list) else []
+    pictures = [from_base64(item.get("png")) for item in items if isinstance(item, Mapping)]
+    found = [picture for picture in pictures if picture]
+    first = from_base64(body.get("png"))
+    return found or ([first] if first else [])
 
 
 def decode_execution_timeout(reply: Reply, *, timeout: float) -> ExecutionResult | None:

@@ -33,7 +33,7 @@ def _features(request: web.Request) -> dict[str, object]:
         "file_operations": True,
         "terminal_access": True,
         "websocket_streaming": True,
-        "rich_output": False,
+        "rich_output": True,
         "background_jobs": True,
         "ipython_kernel": False,
         "system_metrics": extras.is_installed("psutil"),

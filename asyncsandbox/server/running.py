@@ -6,11 +6,12 @@ import asyncio
 import time
 from typing import Any, Final
 
+import attrs
 from aiohttp import web
 
 from asyncsandbox import protocol
 from asyncsandbox.models import DEFAULT_TIMEOUT, EndReason, JobState, StreamName
-from asyncsandbox.server import refusals, wire
+from asyncsandbox.server import refusals, richresults, wire
 from asyncsandbox.server.engine import Order
 from asyncsandbox.server.handling import describe, json_body, key_of, refuse, sandbox_of, server_of
 from asyncsandbox.server.keys import body_digest
@@ -56,9 +57,9 @@ async def _start(request: web.Request, body: dict[str, Any], order: Order, kind:
 
 @routes.post("/execute")
 async def execute(request: web.Request) -> web.Response:
-    """Run code and answer with what came of it."""
+    """Run code and answer with what came of it; of Python also with what a notebook would show."""
     order = wire.decode_code(await json_body(request), timeout=_EXECUTE_TIMEOUT)
-    return await _execute(request, order)
+    return await _execute(request, attrs.evolve(order, rich=True))
 
 
 @routes.post("/commands/run")
@@ -128,5 +129,13 @@ async def _answer(request: web.Request, record: JobRecord) -> web.Response:
             "command": info.command,
             "pid": info.pid,
             "timestamp": protocol.timestamp(time.time()),
+            **await _rich(request, record),
         }
     )
+
+
+async def _rich(request: web.Request, record: JobRecord) -> dict[str, Any]:
+    if record.info.language != "python":
+        return {}
+    path = server_of(request).engine.rich_path(record.sandbox_id, record.process_id)
+    return await asyncio.to_thread(richresults.read, path)

@@ -356,6 +356,21 @@ async def test_follow_sees_output_while_the_job_runs(sandbox: Sandbox) -> None:
     assert (await job.wait()).ok
 
 
+async def test_run_code_shows_what_a_notebook_would(sandbox: Sandbox) -> None:
+    """The last value and its pictures; nothing of it where there is nothing to show."""
+    code = "class A:\n    _repr_png_ = lambda self: b'png'\n    __repr__ = lambda self: 'P'\nA()"
+    shown = (await sandbox.run_code(code)).check()
+    assert (shown.result, shown.png, list(shown.figures), shown.stdout) == ("P", b"png", [b"png"], "")
+    plain = (await sandbox.run_code("print(1)")).check()
+    assert (plain.result, plain.png, plain.html, plain.json, plain.dataframe) == (
+        None,
+        None,
+        None,
+        None,
+        None,
+    )
+
+
 async def test_run_code_and_commands(sandbox: Sandbox) -> None:
     """What fails, or runs too long, is a result."""
     assert (await sandbox.run_code("print(1)")).check().stdout == "1\n"
@@ -418,9 +433,24 @@ async def test_a_sandbox_with_a_life_of_its_own_ends_by_itself(client: Client) -
 
 async def test_templates(client: Client) -> None:
     """There is at least one; an unknown one is refused by name."""
-    assert "code-interpreter" in {template.name for template in await client.list_templates()}
+    templates = await client.list_templates()
+    assert "code-interpreter" in {template.name for template in templates}
+    assert await client.get_template("code-interpreter") in templates
+    assert (await client.get_template(templates[0].id)).name == templates[0].name
+    with pytest.raises(NotFoundError, match="no-such"):
+        await client.get_template("no-such")
     with pytest.raises((InvalidRequestError, NotFoundError), match="no-such"):
         await client.create_sandbox("no-such")
+
+
+async def test_what_the_agent_says_of_itself(sandbox: Sandbox) -> None:
+    """Its counts; and no job passes for a process of the operating system."""
+    await (await sandbox.run_code_background("pass")).wait()
+    metrics = await sandbox.metrics()
+    assert (metrics.executions, metrics.running, metrics.errors) == (1, 0, 0)
+    assert metrics.requests is not None
+    assert metrics.requests >= 2
+    assert all(process.pid > 0 for process in await sandbox.system_processes())
 
 
 async def test_another_handle_to_the_same_job(client: Client, sandbox: Sandbox) -> None:

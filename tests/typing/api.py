@@ -29,9 +29,11 @@ from asyncsandbox import (
     RunStream,
     Sandbox,
     SandboxInfo,
+    SandboxMetrics,
     StartError,
     StreamOutput,
     StreamResult,
+    SystemProcess,
     Terminal,
     WaitTimeoutError,
     as_completed,
@@ -147,6 +149,9 @@ async def resources(sandbox: Sandbox) -> None:
     assert_type(await sandbox.commands.run("ls"), ExecutionResult)
     _ = assert_type(await sandbox.commands.run_background("ls", args=["-l"]), Job)
     assert_type(await sandbox.list_processes(), list[JobInfo])
+    assert_type(await sandbox.get_info(), SandboxInfo)
+    assert_type(await sandbox.get_agent_metrics(), SandboxMetrics)
+    assert_type(await sandbox.list_system_processes(), list[SystemProcess])
 
 
 def takes_timeout_error(error: TimeoutError) -> None:

@@ -37,7 +37,18 @@ _CLIENT = (
     ("__init__", "__main__"),
 )
 _SERVER = (
-    ("__init__", "admission", "extras", "machine", "nest", "rates", "refusals", "tally", "launcher"),
+    (
+        "__init__",
+        "admission",
+        "extras",
+        "machine",
+        "nest",
+        "rates",
+        "refusals",
+        "richresults",
+        "tally",
+        "launcher",
+    ),
     ("config", "records", "keys", "paths", "templates", "spool"),
     ("jobtable", "sandboxtable", "deliveries", "engine"),
     ("store",),

@@ -12,7 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncsandbox import EndReason, JobInfo, JobSpec, JobState, ProtocolError, protocol
+from asyncsandbox import (
+    EndReason,
+    ExecutionResult,
+    JobInfo,
+    JobSpec,
+    JobState,
+    ProtocolError,
+    SandboxMetrics,
+    SystemProcess,
+    protocol,
+)
 from asyncsandbox.protocol import Reply
 
 times = st.none() | st.floats(0, 4e9).map(lambda t: round(t, 6))
@@ -277,8 +287,24 @@ def test_execution_replies_of_any_server() -> None:
     assert (result.state, result.stdout) == (JobState.TIMED_OUT, "so far")
     assert protocol.decode_execution_timeout(Reply(status=408, body=b"{}"), timeout=1) is None
     assert protocol.decode_execution_timeout(Reply(status=408, body=b"x"), timeout=1) is None
-    rich = protocol.decode_execution(Reply(status=200, body=b'{"png": "aa", "x": 1}'), timeout=1)
-    assert dict(rich.rich) == {"png": "aa"}
+
+
+def test_rich_results_are_read_as_far_as_they_make_sense() -> None:
+    """The contract's fields, our lists beside them, and whatever else a server may put there."""
+
+    def read(**body: object) -> ExecutionResult:
+        return protocol.decode_execution(Reply(status=200, body=json.dumps(body).encode()), timeout=1)
+
+    full = read(
+        png="YQ==", html="<b>", svg="<svg>", markdown="*", json=[1], dataframe={"data": []}, result="1"
+    )
+    assert (full.png, full.figures, full.html, full.svg, full.markdown) == (b"a", [b"a"], "<b>", "<svg>", "*")
+    assert (full.json, full.dataframe, full.result, full.omitted) == ([1], {"data": []}, "1", ())
+    several = read(png="YQ==", display=[{"png": "YQ=="}, {"png": "Yg=="}, {"png": 1}, 2], omitted=["html", 3])
+    assert (several.png, several.figures, several.omitted) == (b"a", [b"a", b"b"], ["html"])
+    odd = read(png="!", html=1, svg=[], markdown={}, result=7, display="x", omitted="y")
+    assert (odd.png, odd.figures, odd.html, odd.svg, odd.markdown) == (None, [], None, None, None)
+    assert (odd.json, odd.dataframe, odd.result, odd.omitted) == (None, None, None, ())
 
 
 def test_template_ids_and_names_go_in_their_own_fields() -> None:
@@ -289,3 +315,50 @@ def test_template_ids_and_names_go_in_their_own_fields() -> None:
     assert named.json == {"internet_access": False, "template_name": "python"}
     assert not named.repeatable
     assert protocol.decode_templates({"data": None}) == []
+
+
+def test_metrics_are_read_in_the_names_of_either_sdk() -> None:
+    """What is missing, or no number, is None (contract 2.1)."""
+
+    def read(**body: object) -> SandboxMetrics:
+        return protocol.decode_metrics(Reply(status=200, body=json.dumps(body).encode()))
+
+    python = read(
+        uptime_seconds=1.5, total_requests=2, total_errors=3, active_executions=4, total_executions=5
+    )
+    assert python == SandboxMetrics(uptime=1.5, requests=2, errors=3, running=4, executions=5)
+    assert read(requests_total=2, error_count=3) == SandboxMetrics(requests=2, errors=3)
+    assert read(total_requests="x", uptime_seconds=None) == SandboxMetrics()
+
+
+def test_processes_of_the_system_are_read_as_far_as_they_make_sense() -> None:
+    """Jobs among them are known by their `process_id` (contract 2b); rows without a pid are no processes."""
+
+    def read(rows: object) -> list[SystemProcess]:
+        return protocol.decode_system_processes(
+            Reply(status=200, body=json.dumps({"processes": rows}).encode())
+        )
+
+    full = {
+        "pid": 7,
+        "command": "sleep 9",
+        "name": "sleep",
+        "user": "u",
+        "status": "sleeping",
+        "cpu_percent": 1,
+    }
+    job = {"pid": 8, "process_id": "bg_1"}
+    assert read([full, job, {"pid": 9}, {"name": "x"}, "y"]) == [
+        SystemProcess(pid=7, command="sleep 9", name="sleep", user="u", status="sleeping", cpu_percent=1.0),
+        SystemProcess(pid=9),
+    ]
+    assert read(None) == []
+    with pytest.raises(ProtocolError, match="no list"):
+        read({})
+
+
+def test_a_template_is_looked_up_by_any_name() -> None:
+    """Its path is escaped; a description without a name is none."""
+    assert protocol.template_path("a/b c") == "/v1/templates/a%2Fb%20c"
+    with pytest.raises(ProtocolError, match="without a name"):
+        protocol.decode_template({"id": "1"})

@@ -23,11 +23,13 @@ class CodeOrder:
         spec: the program, checked.
         own_directory: whether it gets an empty directory of its own.
         streamed: whether somebody reads its output while it runs.
+        rich: whether what a notebook would show of it is kept; only of Python.
     """
 
     spec: JobSpec
     own_directory: bool = False
     streamed: bool = False
+    rich: bool = False
 
     @property
     def name(self) -> str | None:
@@ -169,6 +171,9 @@ class Engine(Protocol):
 
     def output_path(self, sandbox_id: str, process_id: str, stream: StreamName) -> Path:
         """Return where a job's output is spooled."""
+
+    def rich_path(self, sandbox_id: str, process_id: str) -> Path:
+        """Return where what a notebook would show of a job lies, if there is any."""
 
     def supervisor_gone(self, sandbox_id: str) -> None:
         """Note that a supervisor died: the next job gets a new one, which ends what the old one left."""

@@ -22,6 +22,9 @@ __all__ = ["OWN_DIRECTORIES", "Inputs", "Place"]
 OWN_DIRECTORIES: Final = ".jobs"
 """The directory in ``/workspace`` that holds the directories of jobs that have one of their own."""
 
+_RUNNER: Final = Path(__file__).with_name("rich_runner.py").read_bytes()
+"""Copied to where the program is: the sandbox need not see this package."""
+
 _FALLBACK_PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 
 
@@ -63,6 +66,10 @@ class Place:
         """Return the directory of a job that has one of its own."""
         return self.workspace / OWN_DIRECTORIES / process_id
 
+    def rich_path(self, process_id: str) -> Path:
+        """Return where the runner of a job keeps what a notebook would show of it."""
+        return self.scripts / f"{process_id}.rich"
+
 
 class Inputs:
     """Turns orders into what can be launched.
@@ -94,6 +101,11 @@ class Inputs:
         for name, path in files.items():
             _write_file(name, path, spec.files[name])
         script.write_bytes(spec.code.encode(errors="surrogatepass"))
+        runner = None
+        if order.rich and language.name == "python":
+            runner = place.scripts / f"{process_id}.runner.py"
+            runner.write_bytes(_RUNNER)
+            argv = [*argv[:2], str(runner), str(place.rich_path(process_id)), *argv[2:]]
         stdin = None
         if spec.stdin:
             stdin = place.scripts / f"{process_id}.stdin"
@@ -106,8 +118,8 @@ class Inputs:
             env=env,
             cwd=str(cwd),
             stdin=None if stdin is None else str(stdin),
-            inputs=[str(path) for path in _made(script, stdin, language)],
             streamed=order.streamed,
+            inputs=[str(path) for path in _made(script, runner, stdin, language)],
         )
         return Prepared(launch=launch, language=language.name, working_dir=place.roots.show(cwd))
 
@@ -191,13 +203,12 @@ def _import_from(cwd: Path, language: Language, env: dict[str, str]) -> None:
         env[language.path_variable] = f"{cwd}{os.pathsep}{rest}" if rest else str(cwd)
 
 
-def _made(script: Path, stdin: Path | None, language: Language) -> list[Path]:
+def _made(script: Path, runner: Path | None, stdin: Path | None, language: Language) -> list[Path]:
     """Return the files that go when the job has ended: what nobody but the job itself had use for."""
     made = [script]
     if language.tool == "go":
         made.append(Path(f"{script}.bin"))
-    if stdin is not None:
-        made.append(stdin)
+    made.extend(path for path in (runner, stdin) if path is not None)
     return made
 
 

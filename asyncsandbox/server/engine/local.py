@@ -138,6 +138,7 @@ class LocalEngine:
             self.finished(launch)
         for stream in ("stdout", "stderr"):
             spool.remove(str(place.spool / f"{process_id}.{stream}"))
+        place.rich_path(process_id).unlink(missing_ok=True)
         delete_tree(place.own_directory(process_id))
 
     def launch(self, job: JobRecord) -> None:
@@ -201,6 +202,10 @@ class LocalEngine:
     def output_path(self, sandbox_id: str, process_id: str, stream: StreamName) -> Path:
         """Return the job's spool file."""
         return self._place(sandbox_id).spool / f"{process_id}.{stream}"
+
+    def rich_path(self, sandbox_id: str, process_id: str) -> Path:
+        """Return where the runner of a job keeps what a notebook would show."""
+        return self._place(sandbox_id).rich_path(process_id)
 
     def supervisor_gone(self, sandbox_id: str) -> None:
         """Forget the supervisor; the next one begins by ending what this one left."""
