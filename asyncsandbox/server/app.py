@@ -7,13 +7,26 @@ from typing import Final
 
 from aiohttp import web
 
-from asyncsandbox.server import agent, control, environment, files, processes, running
-from asyncsandbox.server.handling import AGENT_PREFIX, MAX_BODY, authenticate, turn_errors_into_replies
+from asyncsandbox.server import agent, control, environment, files, openapi, processes, running
+from asyncsandbox.server.handling import (
+    AGENT_PREFIX,
+    MAX_BODY,
+    authenticate,
+    name_request,
+    turn_errors_into_replies,
+)
 from asyncsandbox.server.state import SERVER, Server
 
 __all__ = ["make_app"]
 
-_AGENT_ROUTES: Final = (running.routes, processes.routes, environment.routes, files.routes, agent.routes)
+_AGENT_ROUTES: Final = (
+    running.routes,
+    processes.routes,
+    environment.routes,
+    files.routes,
+    agent.routes,
+    openapi.agent_routes,
+)
 """Those first that are asked most: the router tries them in this order."""
 
 
@@ -30,4 +43,6 @@ def make_app(server: Server) -> web.Application:
     app[SERVER] = server
     app.add_routes(_below(f"{AGENT_PREFIX}{{sandbox_id}}", _AGENT_ROUTES))
     app.add_routes(control.routes)
+    app.add_routes(openapi.routes)
+    app.on_response_prepare.append(name_request)
     return app

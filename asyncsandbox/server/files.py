@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeVar, cast
 
 from aiohttp import BodyPartReader, web
+from aiohttp.http_exceptions import BadHttpMessage
 
 from asyncsandbox import protocol
 from asyncsandbox.server import refusals, wire
@@ -262,7 +263,8 @@ async def _receive(request: web.Request, aside: Path) -> tuple[str, bool]:
                 with await asyncio.to_thread(aside.open, "wb") as file:
                     while chunk := await part.read_chunk(_CHUNK):
                         await asyncio.to_thread(file.write, part.decode(chunk))
-    except ValueError as exc:
+    except (ValueError, RuntimeError, LookupError, BadHttpMessage, web.RequestPayloadError) as exc:
+        # aiohttp's reader says RuntimeError of a transfer encoding that it does not know
         raise refusals.invalid(f"the form cannot be read: {exc}") from exc
     if not path:
         raise refusals.invalid("the form has no part 'path'", code="MISSING_PARAMETER")
