@@ -217,7 +217,7 @@ class Api:
         async with self.session.request(method, self.base + path, headers=headers, **options) as response:
             is_json = response.content_type == "application/json"
             body = await response.json() if is_json else await response.read()
-            _check_answer(method, path, response.status, body)
+            _check_answer(method, path.partition("?")[0], response.status, body)
             return response.status, body
 
     async def ok(self, method: str, path: str, **options: Any) -> Any:
