@@ -110,7 +110,7 @@ async def write(request: web.Request) -> web.Response:
     body, roots = await json_body(request), _roots(request)
     given = _path_in_body(body)
     data, mode = _content(body), _mode(body)
-    overwrite = body.get("overwrite") is not False
+    overwrite = _overwrite(body)
 
     def work() -> Path:
         path = roots.resolve(given)
@@ -136,7 +136,9 @@ def _content(body: Mapping[str, Any]) -> bytes:
     content = body.get("content")
     if not isinstance(content, str):
         raise refusals.invalid("content must be a string", code="MISSING_PARAMETER")
-    encoding = body.get("encoding") or "utf-8"
+    encoding = body.get("encoding")
+    if encoding is None or encoding == "":
+        encoding = "utf-8"
     if encoding == "base64":
         try:
             return base64.b64decode(content, validate=True)
@@ -145,6 +147,13 @@ def _content(body: Mapping[str, Any]) -> bytes:
     if encoding not in ("utf-8", "utf8", "text"):
         raise refusals.invalid(f"encoding must be 'utf-8' or 'base64', not {encoding!r}")
     return content.encode(errors="surrogatepass")
+
+
+def _overwrite(body: Mapping[str, Any]) -> bool:
+    value = body.get("overwrite")
+    if value is not None and not isinstance(value, bool):
+        raise refusals.invalid(f"overwrite must be true or false, not {value!r}")
+    return value is not False
 
 
 def _mode(body: Mapping[str, Any]) -> int:

@@ -141,7 +141,7 @@ OPERATIONS: Final = (
         parameters=[
             query("limit", INTEGER, "Rows on a page, 1 to 100"),
             query("cursor", TEXT, "The next_cursor of the page before"),
-            query("status", _STATUS, "Only those"),
+            query("status", choice(["", *_STATUS["enum"]]), "Only those; empty = all"),
         ],
         replies={200: Reply(description="A page", schema=reference("SandboxList"))},
         refusals=(400,),
