@@ -7,7 +7,7 @@ from typing import Final
 
 from aiohttp import web
 
-from asyncsandbox.server import agent, control, environment, files, openapi, processes, running
+from asyncsandbox.server import absent, agent, control, environment, files, openapi, processes, running
 from asyncsandbox.server.handling import (
     AGENT_PREFIX,
     MAX_BODY,
@@ -26,6 +26,7 @@ _AGENT_ROUTES: Final = (
     files.routes,
     agent.routes,
     openapi.agent_routes,
+    absent.agent_routes,
 )
 """Those first that are asked most: the router tries them in this order."""
 
@@ -44,5 +45,6 @@ def make_app(server: Server) -> web.Application:
     app.add_routes(_below(f"{AGENT_PREFIX}{{sandbox_id}}", _AGENT_ROUTES))
     app.add_routes(control.routes)
     app.add_routes(openapi.routes)
+    app.add_routes(absent.routes)
     app.on_response_prepare.append(name_request)
     return app

@@ -151,3 +151,10 @@ async def get_template(request: web.Request) -> web.Response:
     """Describe a template, found by name, alias or id."""
     template = server_of(request).templates.find(request.match_info["name"])
     return _reply(request, wire.encode_template(template))
+
+
+@routes.delete("/v1/templates/{name}")
+async def delete_template(request: web.Request) -> web.Response:
+    """Refuse: every template is there for everybody, and only the operator takes one away (contract 1.2)."""
+    template = server_of(request).templates.find(request.match_info["name"])
+    raise refusals.forbidden(f"template {template.name!r} is the server's own; clients cannot delete it")

@@ -43,7 +43,7 @@ _SERVER = (
     ("sandboxes",),
     ("state",),
     ("wire", "handling"),
-    ("agent", "control", "environment", "files", "openapi", "processes", "running"),
+    ("absent", "agent", "control", "environment", "files", "openapi", "processes", "running"),
     ("app",),
     ("main",),
     ("embedded",),

@@ -207,4 +207,10 @@ OPERATIONS: Final = (
         replies={200: Reply(description="The template", schema=reference("Template"))},
         refusals=(404,),
     ),
+    Operation(
+        route="DELETE /v1/templates/{name}",
+        summary="Refuse: templates are the operator's",
+        replies={},
+        refusals=(403, 404),
+    ),
 )
