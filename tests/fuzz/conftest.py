@@ -25,7 +25,7 @@ def harmless(body: Any) -> Any:
 
     Whatever is no program stays as it was generated, and so does a program that the server has to refuse.
     ``pass`` and ``true`` read no input and ignore their arguments. Variables get names that mean nothing to any
-    interpreter or shell.
+    interpreter or shell, and whatever could be a URL leads to a port of this machine where nobody listens.
     """
     if not isinstance(body, dict):
         return body  # refused by every operation
@@ -33,6 +33,8 @@ def harmless(body: Any) -> Any:
     for field, program in (("code", "pass"), ("command", "true")):
         if isinstance(safe.get(field), str) and safe[field].strip():
             safe[field] = program
+    if isinstance(safe.get("callback_url"), str) and ":" in safe["callback_url"]:
+        safe["callback_url"] = "http://127.0.0.1:9/"
     for field in ("env", "env_vars"):
         if isinstance(safe.get(field), dict):
             safe[field] = {f"FUZZ_{name}" if name else "": value for name, value in safe[field].items()}

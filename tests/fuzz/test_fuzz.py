@@ -107,9 +107,11 @@ def test_the_server_is_well_after_all_of_this(server: Any) -> None:
         ({"command": "rm", "args": ["x"]}, {"command": "true", "args": ["x"]}),
         ({"command": "rm x", "env_vars": {"PATH": "."}}, {"command": "true", "env_vars": {"FUZZ_PATH": "."}}),
         ({"code": 5, "command": " ", "env": {"": ""}}, {"code": 5, "command": " ", "env": {"": ""}}),
+        ({"callback_url": "https://example.org/x"}, {"callback_url": "http://127.0.0.1:9/"}),
+        ({"callback_url": "no url"}, {"callback_url": "no url"}),
         (["rm"], ["rm"]),
     ],
 )
 def test_no_generated_program_is_ever_sent(make_harmless: Any, body: Any, sent: Any) -> None:
-    """Not as code, not as a command, not as a variable that an interpreter obeys."""
+    """Not as code, not as a command, not as a variable that an interpreter obeys; and no other machine is called."""
     assert make_harmless(body) == sent

@@ -65,6 +65,9 @@ _SCHEMAS: Final[Mapping[str, Schema]] = {
     **files.SCHEMAS,
 }
 
+_ANYWHERE: Final = (503,)
+"""Statuses with which any call may be refused."""
+
 _REFUSALS: Final = {
     400: "The request makes no sense; the message says what",
     401: "No key or token, or a wrong one",
@@ -130,7 +133,7 @@ def _refusal(status: int, schema: str) -> dict[str, Any]:
 
 def _refusals(operation: Operation, *, always: Iterable[int]) -> set[int]:
     """Return the statuses of refusals: its own, and those that follow from what it is."""
-    statuses = {*operation.refusals, *always, 503}
+    statuses = {*operation.refusals, *always, *_ANYWHERE}
     if not operation.is_open:
         statuses.add(401)
     if operation.body is not None:
