@@ -77,7 +77,6 @@ _REFUSALS: Final = {
     409: "What is there does not allow this",
     410: "It was here once",
     413: "The body is too large",
-    426: "This is a WebSocket",
     429: "Too many requests; Retry-After says when to come again",
     501: "This server is not able to; the message says what is missing",
     503: "Not now; nothing was done",

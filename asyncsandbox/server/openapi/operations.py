@@ -114,13 +114,13 @@ def form(parts: Mapping[str, Schema]) -> Mapping[str, Any]:
     return {"required": True, "content": {"multipart/form-data": {"schema": record(parts)}}}
 
 
-def socket(route: str, summary: str) -> Operation:
-    """Return the operation of a WebSocket: the upgrade of a GET."""
+def socket(route: str, summary: str, *refusals: int) -> Operation:
+    """Return the operation of a WebSocket: the upgrade of a GET, 400 where none is asked for."""
     return Operation(
         route=route,
         summary=summary,
         replies={101: Reply(description="The connection speaks WebSocket from here on")},
-        refusals=(400, 426),
+        refusals=(400, *refusals),
     )
 
 
