@@ -65,7 +65,7 @@ def _aim(case: schemathesis.Case, server: Any) -> None:
         "path": lambda: server.file,
     }
     for name, value in (case.path_parameters or {}).items():
-        if not _draw(value, 8):
+        if name in real and not _draw(value, 8):
             case.path_parameters[name] = real[name]()
     for name, value in (case.query or {}).items():
         # What was made wrong on purpose stays wrong, and nothing removes what other requests need.

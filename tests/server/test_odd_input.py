@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import Any
 
 import pytest
 
 from asyncsandbox.server.openapi import AGENT_OPERATIONS, CONTROL_OPERATIONS, document
 
-# Programs that do nothing: whatever else of a body is accepted, this is what runs.
+# Programs that do nothing, and a port where nobody listens: whatever else of a body is accepted, this is used.
 _HARMLESS = {
     "code": "pass",
     "command": "true",
@@ -18,6 +19,7 @@ _HARMLESS = {
     "content": "",
     "template_name": "code-interpreter",
     "timeout_seconds": 900,
+    "callback_url": "http://127.0.0.1:9/",
 }
 
 _HUGE = 10**400
@@ -38,7 +40,7 @@ _BODIES = (
 
 
 def _place(box: Any, path: str) -> str:
-    return path.format(id=box.id, process_id="bg_1", execution_id="exec_1", name="base")
+    return re.sub(r"\{\w+\}", "base", path.replace("{id}", box.id))
 
 
 async def _clean(api: Any, method: str, path: str, body: Any) -> None:
@@ -50,10 +52,14 @@ def _fields(operation: Any) -> list[str]:
     content = operation.body["content"].get("application/json")
     if content is None:
         return []
-    schema = content["schema"]
+    return _properties(content["schema"])
+
+
+def _properties(schema: Any) -> list[str]:
     if "$ref" in schema:
         schema = document()["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
-    return list(schema["properties"])
+    inherited = [name for part in schema.get("allOf", ()) for name in _properties(part)]
+    return [*inherited, *schema.get("properties", ())]
 
 
 _WITH_BODY = [

@@ -246,6 +246,8 @@ async def test_answers_have_the_published_fields_and_types(
     call = api.ok if file == "public" else box.ok
     await api.ok("PUT", f"/v1/sandboxes/{box.id}/timeout", json={"timeout_seconds": 900})
     body = await call(method, path.format(id=box.id, name="base"), **await _options(box, method, path))
+    if (method, path) == ("GET", "/v1/sandboxes"):
+        body["data"] = [row for row in body["data"] if row["id"] == box.id]
     schema = _schema(file, method, path)
     if schema is None:
         return
