@@ -65,7 +65,7 @@ _SCHEMAS: Final[Mapping[str, Schema]] = {
     **files.SCHEMAS,
 }
 
-_ANYWHERE: Final = (503,)
+_ANYWHERE: Final = (500, 503)
 """Statuses with which any call may be refused."""
 
 _REFUSALS: Final = {
@@ -78,6 +78,7 @@ _REFUSALS: Final = {
     410: "It was here once",
     413: "The body is too large",
     429: "Too many requests; Retry-After says when to come again",
+    500: "The server failed; its log says more under the request's id",
     501: "This server is not able to; the message says what is missing",
     503: "Not now; nothing was done",
 }
