@@ -71,6 +71,16 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Send generated requests to a real server and compare the answers with its document; --long: for long."""
+    _install(session, "test", "fuzz")
+    long = "--long" in session.posargs
+    options = [option for option in session.posargs if option != "--long"]
+    env = {"ASYNCSANDBOX_FUZZ_EXAMPLES": "2000"} if long else {}
+    session.run("python", "-m", "pytest", "tests/fuzz", *(["--timeout=0"] if long else []), *options, env=env)
+
+
+@nox.session
 def humaneval(session: nox.Session) -> None:
     """Run the 164 HumanEval problems as background jobs, and in other ways to compare with."""
     _install(session, "bench", editable=False)

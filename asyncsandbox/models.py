@@ -84,6 +84,15 @@ def _refuse(what: str) -> InvalidRequestError:
     return InvalidRequestError(what, code="INVALID_REQUEST")
 
 
+def _has_bytes(text: str) -> bool:
+    """Whether a text can reach a process: a lone surrogate stands for no character and for no byte."""
+    try:
+        text.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _env(value: Mapping[str, str] | None) -> dict[str, str] | None:
     if value is None:
         return None
@@ -92,7 +101,7 @@ def _env(value: Mapping[str, str] | None) -> dict[str, str] | None:
     for key, item in value.items():
         if not isinstance(key, str) or not isinstance(item, str):
             raise _refuse(f"env must map strings to strings, but {key!r} maps to {type(item).__name__}")
-        if not key or "=" in key or "\0" in key + item:
+        if not key or "=" in key or "\0" in key + item or not _has_bytes(key + item):
             raise _refuse(f"env has the name or value {key!r}, which no environment can hold")
     return dict(value)
 
@@ -106,6 +115,10 @@ def _args(value: Sequence[str]) -> tuple[str, ...]:
     for item in items:
         if not isinstance(item, str):
             raise _refuse(f"args must be strings, not {type(item).__name__}")
+        if not _has_bytes(item):
+            raise _refuse(
+                f"args holds {item!r}, which no process can be given: a lone surrogate is no character"
+            )
     return items
 
 
@@ -150,15 +163,23 @@ def _timeout(value: float | None) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _refuse(f"timeout must be seconds, not {type(value).__name__}")
-    if not math.isfinite(value) or value <= 0:
+    if not value > 0:
         raise _refuse(f"timeout must be more than 0 seconds, not {value!r}")
-    return float(value)
+    try:
+        seconds = float(value)
+    except OverflowError:  # an int may have any length
+        seconds = math.inf
+    if math.isinf(seconds):
+        raise _refuse(f"timeout must be a finite number of seconds, not {seconds!r}")
+    return seconds
 
 
 def _text(name: str) -> Any:
     def check(_instance: object, _attribute: object, value: object) -> None:
         if value is not None and not isinstance(value, str):
             raise _refuse(f"{name} must be a string, not {type(value).__name__}")
+        if value is not None and not _has_bytes(value):
+            raise _refuse(f"{name} is {value!r}: a lone surrogate is no character")
 
     return check
 

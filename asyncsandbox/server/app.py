@@ -8,19 +8,27 @@ from typing import Final
 from aiohttp import web
 
 from asyncsandbox.server import (
+    absent,
     agent,
     callbacks,
     control,
     environment,
     files,
     metrics,
+    openapi,
     processes,
     running,
     streaming,
     terminal,
     watching,
 )
-from asyncsandbox.server.handling import AGENT_PREFIX, MAX_BODY, authenticate, turn_errors_into_replies
+from asyncsandbox.server.handling import (
+    AGENT_PREFIX,
+    MAX_BODY,
+    authenticate,
+    name_request,
+    turn_errors_into_replies,
+)
 from asyncsandbox.server.ratelimits import limit_requests
 from asyncsandbox.server.sockets import keep_sockets
 from asyncsandbox.server.state import SERVER, Server
@@ -35,6 +43,8 @@ _AGENT_ROUTES: Final = (
     files.routes,
     agent.routes,
     metrics.routes,
+    openapi.agent_routes,
+    absent.agent_routes,
 )
 """Those first that are asked most: the router tries them in this order."""
 
@@ -61,4 +71,7 @@ def make_app(server: Server) -> web.Application:
     app.add_routes(_below("", _STREAM_ROUTES))
     app.add_routes(control.routes)
     app.add_routes(metrics.control_routes)
+    app.add_routes(openapi.routes)
+    app.add_routes(absent.routes)
+    app.on_response_prepare.append(name_request)
     return app

@@ -8,7 +8,7 @@ from aiohttp import web
 
 from asyncsandbox import protocol
 from asyncsandbox.server import refusals, wire
-from asyncsandbox.server.handling import AGENT_PREFIX, json_body, key_of, number, server_of
+from asyncsandbox.server.handling import AGENT_PREFIX, json_body, key_of, number, request_id_of, server_of
 from asyncsandbox.server.keys import body_digest
 from asyncsandbox.server.records import SandboxRecord, SandboxStatus
 
@@ -40,8 +40,12 @@ def _place(request: web.Request) -> int:
     return int(text)
 
 
-def _changed(record: SandboxRecord, **more: object) -> web.Response:
-    return web.json_response({"id": record.id, "status": record.status.value, **more})
+def _reply(request: web.Request, body: dict[str, Any], *, status: int = 200) -> web.Response:
+    return web.json_response({**body, "request_id": request_id_of(request)}, status=status)
+
+
+def _changed(request: web.Request, record: SandboxRecord, **more: object) -> web.Response:
+    return _reply(request, {"id": record.id, "status": record.status.value, **more})
 
 
 @routes.get("/health")
@@ -61,7 +65,7 @@ async def create(request: web.Request) -> web.Response:
     record, grant = await server_of(request).sandboxes.create(
         order, key=key_of(request), digest=body_digest(body)
     )
-    return web.json_response(_describe(request, record) | wire.encode_grant(grant), status=201)
+    return _reply(request, _describe(request, record) | wire.encode_grant(grant), status=201)
 
 
 @routes.get("/v1/sandboxes")
@@ -82,14 +86,15 @@ async def list_sandboxes(request: web.Request) -> web.Response:
     ]
     page = matching[:limit]
     more = len(matching) > limit
-    return web.json_response(
+    return _reply(
+        request,
         {
             "object": "list",
             "data": [_describe(request, record) for record in page],
             "has_more": more,
             "next_cursor": str(page[-1].added) if more else None,
             "url": "/v1/sandboxes",
-        }
+        },
     )
 
 
@@ -98,7 +103,7 @@ async def get(request: web.Request) -> web.Response:
     """Describe a sandbox."""
     server = server_of(request)
     server.ledger.commit()
-    return web.json_response(_describe(request, server.sandboxes.find(request.match_info["id"])))
+    return _reply(request, _describe(request, server.sandboxes.find(request.match_info["id"])))
 
 
 @routes.delete("/v1/sandboxes/{id}")
@@ -108,26 +113,26 @@ async def delete(request: web.Request) -> web.Response:
     server = server_of(request)
     await server.sandboxes.delete(sandbox_id)
     del server.requests[sandbox_id], server.errors[sandbox_id]
-    return web.json_response({"id": sandbox_id, "status": SandboxStatus.DELETED.value})
+    return _reply(request, {"id": sandbox_id, "status": SandboxStatus.DELETED.value})
 
 
 @routes.post("/v1/sandboxes/{id}/pause")
 async def pause(request: web.Request) -> web.Response:
     """Stop a sandbox's processes for a while."""
-    return _changed(await server_of(request).sandboxes.pause(request.match_info["id"]))
+    return _changed(request, await server_of(request).sandboxes.pause(request.match_info["id"]))
 
 
 @routes.post("/v1/sandboxes/{id}/resume")
 @routes.post("/v1/sandboxes/{id}/start")
 async def resume(request: web.Request) -> web.Response:
     """Let a paused or stopped sandbox go on."""
-    return _changed(await server_of(request).sandboxes.resume(request.match_info["id"]))
+    return _changed(request, await server_of(request).sandboxes.resume(request.match_info["id"]))
 
 
 @routes.post("/v1/sandboxes/{id}/stop")
 async def stop(request: web.Request) -> web.Response:
     """End a sandbox's processes; its files stay."""
-    return _changed(await server_of(request).sandboxes.stop(request.match_info["id"]))
+    return _changed(request, await server_of(request).sandboxes.stop(request.match_info["id"]))
 
 
 @routes.put("/v1/sandboxes/{id}/timeout")
@@ -136,29 +141,35 @@ async def set_timeout(request: web.Request) -> web.Response:
     seconds = wire.decode_seconds(await json_body(request), "timeout_seconds")
     record = await server_of(request).sandboxes.set_timeout(request.match_info["id"], seconds)
     shown = int(seconds) if seconds == int(seconds) else seconds
-    return _changed(record, timeout_seconds=shown, expires_at=protocol.timestamp(record.expires_at))
+    return _changed(request, record, timeout_seconds=shown, expires_at=protocol.timestamp(record.expires_at))
 
 
 @routes.post("/v1/sandboxes/{id}/token/refresh")
 async def refresh_token(request: web.Request) -> web.Response:
     """Give a new token for a sandbox."""
-    return web.json_response(
-        wire.encode_grant(await server_of(request).sandboxes.grant(request.match_info["id"]))
-    )
+    grant = await server_of(request).sandboxes.grant(request.match_info["id"])
+    return _reply(request, wire.encode_grant(grant))
 
 
 @routes.get("/v1/templates")
 async def list_templates(request: web.Request) -> web.Response:
     """List the templates."""
     data = [wire.encode_template(template) for template in server_of(request).templates]
-    return web.json_response(
-        {"object": "list", "data": data, "has_more": False, "next_cursor": None, "url": "/v1/templates"}
+    return _reply(
+        request,
+        {"object": "list", "data": data, "has_more": False, "next_cursor": None, "url": "/v1/templates"},
     )
 
 
 @routes.get("/v1/templates/{name}")
 async def get_template(request: web.Request) -> web.Response:
     """Describe a template, found by name, alias or id."""
-    return web.json_response(
-        wire.encode_template(server_of(request).templates.find(request.match_info["name"]))
-    )
+    template = server_of(request).templates.find(request.match_info["name"])
+    return _reply(request, wire.encode_template(template))
+
+
+@routes.delete("/v1/templates/{name}")
+async def delete_template(request: web.Request) -> web.Response:
+    """Refuse: every template is there for everybody, and only the operator takes one away (contract 1.2)."""
+    template = server_of(request).templates.find(request.match_info["name"])
+    raise refusals.forbidden(f"template {template.name!r} is the server's own; clients cannot delete it")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeVar, cast
 
 from aiohttp import BodyPartReader, web
+from aiohttp.http_exceptions import BadHttpMessage
 
 from asyncsandbox import protocol
 from asyncsandbox.server import refusals, wire
@@ -109,7 +110,7 @@ async def write(request: web.Request) -> web.Response:
     body, roots = await json_body(request), _roots(request)
     given = _path_in_body(body)
     data, mode = _content(body), _mode(body)
-    overwrite = body.get("overwrite") is not False
+    overwrite = _overwrite(body)
 
     def work() -> Path:
         path = roots.resolve(given)
@@ -135,7 +136,9 @@ def _content(body: Mapping[str, Any]) -> bytes:
     content = body.get("content")
     if not isinstance(content, str):
         raise refusals.invalid("content must be a string", code="MISSING_PARAMETER")
-    encoding = body.get("encoding") or "utf-8"
+    encoding = body.get("encoding")
+    if encoding is None or encoding == "":
+        encoding = "utf-8"
     if encoding == "base64":
         try:
             return base64.b64decode(content, validate=True)
@@ -144,6 +147,13 @@ def _content(body: Mapping[str, Any]) -> bytes:
     if encoding not in ("utf-8", "utf8", "text"):
         raise refusals.invalid(f"encoding must be 'utf-8' or 'base64', not {encoding!r}")
     return content.encode(errors="surrogatepass")
+
+
+def _overwrite(body: Mapping[str, Any]) -> bool:
+    value = body.get("overwrite")
+    if value is not None and not isinstance(value, bool):
+        raise refusals.invalid(f"overwrite must be true or false, not {value!r}")
+    return value is not False
 
 
 def _mode(body: Mapping[str, Any]) -> int:
@@ -262,7 +272,8 @@ async def _receive(request: web.Request, aside: Path) -> tuple[str, bool]:
                 with await asyncio.to_thread(aside.open, "wb") as file:
                     while chunk := await part.read_chunk(_CHUNK):
                         await asyncio.to_thread(file.write, part.decode(chunk))
-    except ValueError as exc:
+    except (ValueError, RuntimeError, LookupError, BadHttpMessage, web.RequestPayloadError) as exc:
+        # aiohttp's reader says RuntimeError of a transfer encoding that it does not know
         raise refusals.invalid(f"the form cannot be read: {exc}") from exc
     if not path:
         raise refusals.invalid("the form has no part 'path'", code="MISSING_PARAMETER")

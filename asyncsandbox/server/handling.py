@@ -32,8 +32,10 @@ __all__ = [
     "find_job",
     "json_body",
     "key_of",
+    "name_request",
     "number",
     "refuse",
+    "request_id_of",
     "sandbox_of",
     "server_of",
     "turn_errors_into_replies",
@@ -53,8 +55,10 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _REQUEST_ID = web.RequestKey("request_id", str)
 _SANDBOX = web.RequestKey("sandbox", SandboxRecord)
 
-_OPEN_AGENT_PATHS: Final = frozenset({"/", "/health", "/info", "/ping", "/system"})
-"""O asks for no token on these."""
+_OPEN_AGENT_PATHS: Final = frozenset({"/", "/health", "/info", "/ping", "/system", "/openapi.json"})
+"""O asks for no token on these; the last is ours."""
+
+_OPEN_CONTROL_PATHS: Final = frozenset({"/health", "/openapi.json"})
 
 _HTTP_CODES: Final = {
     404: "RESOURCE_NOT_FOUND",
@@ -101,6 +105,11 @@ def find_job(request: web.Request, process_id: str | None) -> JobRecord:
         what = "was removed" if removed else "was not found in this sandbox"
         raise refusals.not_found(f"process {process_id!r} {what}", code="PROCESS_NOT_FOUND")
     return record
+
+
+def request_id_of(request: web.Request) -> str:
+    """Return the id under which the log knows this request."""
+    return str(request.get(_REQUEST_ID, ""))
 
 
 def key_of(request: web.Request) -> str | None:
@@ -166,7 +175,7 @@ def refuse(
     body = protocol.encode_error(
         message,
         code=code,
-        request_id=request.get(_REQUEST_ID, ""),
+        request_id=request_id_of(request),
         path=request.path,
         details=details,
         retry_after=retry_after,
@@ -181,7 +190,7 @@ async def turn_errors_into_replies(request: web.Request, handler: Handler) -> we
     """Give the request an id, and answer in the contract's words whatever goes wrong."""
     request_id = request[_REQUEST_ID] = secrets.token_hex(8)
     try:
-        response = await handler(request)
+        return await handler(request)
     except APIError as exc:
         response = refuse(
             request,
@@ -194,13 +203,18 @@ async def turn_errors_into_replies(request: web.Request, handler: Handler) -> we
         code = _HTTP_CODES.get(exc.status, "INVALID_REQUEST")
         message = f"{request.method} {request.path}: {exc.text or exc.reason}"
         response = refuse(request, exc.status, code=code, message=message)
+        if "Allow" in exc.headers:  # a 405 has to say what would be allowed (RFC 9110, 15.5.6)
+            response.headers["Allow"] = exc.headers["Allow"]
     except Exception:  # the one boundary behind which nothing may break the connection without a word
         log.exception("request %s (%s %s) failed", request_id, request.method, request.path)
         message = f"the server failed at this request; its log says more under {request_id}"
         response = refuse(request, 500, code="INTERNAL_ERROR", message=message)
-    if not response.prepared:
-        response.headers[REQUEST_ID] = request_id
     return response
+
+
+async def name_request(request: web.Request, response: web.StreamResponse) -> None:
+    """Put the request's id beside every answer, those that are sent in pieces included."""
+    response.headers[REQUEST_ID] = request_id_of(request)
 
 
 @web.middleware
@@ -210,7 +224,7 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
         return await _enter_agent(request, handler)
     if request.path in protocol.STREAMS:
         return await _enter_by_token(request, handler)
-    if request.path != "/health":
+    if request.path not in _OPEN_CONTROL_PATHS:
         given = request.headers.get("X-API-Key") or _bearer(request)
         if not given:
             raise refusals.unauthorized(

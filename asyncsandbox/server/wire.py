@@ -45,7 +45,17 @@ def _string(body: Mapping[str, Any], field: str) -> str | None:
     value = body.get(field)
     if value is not None and not isinstance(value, str):
         raise refusals.invalid(f"{field} must be a string, not {_kind(value)}")
+    if value is not None:
+        _check_characters(value, field)
     return value
+
+
+def _check_characters(text: str, field: str) -> None:
+    """Refuse half a character: it can neither reach a process nor be told to a client."""
+    try:
+        text.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        raise refusals.invalid(f"{field} holds a lone surrogate, which is no character") from None
 
 
 def _flag(body: Mapping[str, Any], field: str, *, default: bool) -> bool:
@@ -87,6 +97,8 @@ def _strings(body: Mapping[str, Any], field: str) -> list[str] | None:
         raise refusals.invalid(f"{field} must be an array of strings")
     if any("\0" in item for item in value):
         raise refusals.invalid(f"{field} holds a NUL character, which no argument can")
+    for item in value:
+        _check_characters(item, field)
     return value
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
 import json
 import os
@@ -16,8 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import jsonschema_rs
 import psutil
 import pytest
+
+from asyncsandbox.server.openapi import document
 
 KEY = "a-key-for-tests"
 
@@ -99,6 +103,46 @@ def start_tcp(state_dir: Path, **options: Any) -> ServerProcess:
     return ServerProcess(_spawn(["-c", _TCP_PROGRAM, json.dumps(line)]))
 
 
+_DOCUMENT = document()
+
+
+@functools.cache
+def _operation(method: str, path: str) -> dict[str, Any] | None:
+    """Find what the server's document says of a method on a path; None where it does not know either."""
+    parts = path.split("/")
+    for pattern, operations in _DOCUMENT["paths"].items():
+        names = pattern.split("/")
+        fits = len(names) == len(parts) and all(
+            name[:1] == "{" or name == part for name, part in zip(names, parts, strict=True)
+        )
+        if fits and method.lower() in operations:
+            return operations[method.lower()]
+    return None
+
+
+@functools.lru_cache(maxsize=1000)
+def _validator(method: str, path: str, status: int) -> Any:
+    operation = _operation(method, path)
+    if operation is None:
+        assert status in (404, 405), f"{method} {path} answers {status} and is in no document"
+        return None
+    assert str(status) in operation["responses"], (
+        f"{method} {path} answers {status}, which is documented nowhere"
+    )
+    content = operation["responses"][str(status)].get("content", {})
+    if "application/json" not in content:
+        return None
+    schema = {**content["application/json"]["schema"], "components": _DOCUMENT["components"]}
+    return jsonschema_rs.Draft202012Validator(schema, validate_formats=True)
+
+
+def _check_answer(method: str, path: str, status: int, body: Any) -> None:
+    """Fail unless an answer of the server is as its own document says."""
+    validator = _validator(method, path, status)
+    for error in [] if validator is None else validator.iter_errors(body):
+        pytest.fail(f"{method} {path} {status} at {error.instance_path}: {error.message}")
+
+
 class Box:
     """One sandbox, seen through HTTP."""
 
@@ -174,13 +218,14 @@ class Api:
         self.base = base
 
     async def call(self, method: str, path: str, **options: Any) -> tuple[int, Any]:
-        """Make a request; returns status and body."""
+        """Make a request; returns status and body, which are as the server's document says."""
         headers = {"X-API-Key": KEY} if not path.startswith("/vm/") else {}
         headers |= options.pop("headers", {})
         async with self.session.request(method, self.base + path, headers=headers, **options) as response:
-            if response.content_type == "application/json":
-                return response.status, await response.json()
-            return response.status, await response.read()
+            is_json = response.content_type == "application/json"
+            body = await response.json() if is_json else await response.read()
+            _check_answer(method, path.partition("?")[0], response.status, body)
+            return response.status, body
 
     async def ok(self, method: str, path: str, **options: Any) -> Any:
         """Make a request and insist on success; returns the body."""
@@ -247,6 +292,12 @@ async def _until(condition: Callable[[], Any], *, seconds: float = 50) -> None:
 def until() -> Callable[..., Awaitable[None]]:
     """Wait until a condition holds; one that never does fails the test."""
     return _until
+
+
+@pytest.fixture
+def check_answer() -> Callable[[str, str, int, Any], None]:
+    """Compare an answer with the server's document; every `Api.call` does so too."""
+    return _check_answer
 
 
 @pytest.fixture(scope="session")

@@ -199,6 +199,20 @@ async def test_an_upload_that_is_no_form_is_refused(box: Any) -> None:
             400,
             "INVALID_REQUEST",
         ),
+        (
+            "POST",
+            "/files/write",
+            {"json": {"path": "x", "content": "", "encoding": {}}},
+            400,
+            "INVALID_REQUEST",
+        ),
+        (
+            "POST",
+            "/files/write",
+            {"json": {"path": "x", "content": "", "overwrite": "false"}},
+            400,
+            "INVALID_REQUEST",
+        ),
     ],
 )
 async def test_senseless_file_calls_are_refused(

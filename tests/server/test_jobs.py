@@ -443,7 +443,7 @@ async def test_scripts_and_input_do_not_stay(box: Any, shared_server: Any) -> No
         ({"timeout": True}, "timeout"),
         ({"timeout": 1e300}, "timeout"),
         ({"timeout": 10**400}, "timeout"),
-        ({"working_dir": "\ud800"}, "path"),
+        ({"working_dir": "\ud800"}, "working_dir"),
         ({"working_dir": "a" * 300}, "a" * 300),
         ({"files": {"a" * 300: ""}}, "files: " + "a" * 300),
         ({"env": {"A": 1}}, "env"),
