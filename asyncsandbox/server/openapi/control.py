@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from asyncsandbox.server.openapi.information import METRICS_TEXT
 from asyncsandbox.server.openapi.operations import Operation, Reply, json_body, query
 from asyncsandbox.server.openapi.running import IDEMPOTENCY_KEY
 from asyncsandbox.server.openapi.schemas import (
@@ -121,6 +122,12 @@ OPERATIONS: Final = (
             )
         },
         is_open=True,
+    ),
+    Operation(
+        route="GET /metrics/prometheus",
+        summary="Tell Prometheus of the whole server (ours)",
+        replies=METRICS_TEXT,
+        refusals=(501,),
     ),
     Operation(
         route="POST /v1/sandboxes",

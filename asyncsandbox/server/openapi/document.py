@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from asyncsandbox import _version
 from asyncsandbox.server.handling import AGENT_PREFIX, REQUEST_ID
-from asyncsandbox.server.openapi import control, files, information, processes, running
+from asyncsandbox.server.openapi import callbacks, control, files, information, processes, running, streams
 from asyncsandbox.server.openapi.operations import JSON, Operation, Reply, names_in
 from asyncsandbox.server.openapi.schemas import TEXT, TIME, Schema, record, reference
 
@@ -36,8 +36,10 @@ CONTROL_OPERATIONS: Final = (*control.OPERATIONS, *OPEN_OPERATIONS)
 AGENT_OPERATIONS: Final = (
     *running.OPERATIONS,
     *processes.OPERATIONS,
+    *callbacks.OPERATIONS,
     *information.OPERATIONS,
     *files.OPERATIONS,
+    *streams.OPERATIONS,
     *OPEN_OPERATIONS,
 )
 
@@ -62,10 +64,11 @@ _SCHEMAS: Final[Mapping[str, Schema]] = {
     **information.SCHEMAS,
     **running.SCHEMAS,
     **processes.SCHEMAS,
+    **callbacks.SCHEMAS,
     **files.SCHEMAS,
 }
 
-_ANYWHERE: Final = (500, 503)
+_ANYWHERE: Final = (429, 500, 503)
 """Statuses with which any call may be refused."""
 
 _REFUSALS: Final = {
@@ -202,6 +205,7 @@ def _own_path(operation: Operation) -> str:
 def document() -> dict[str, Any]:
     """Return the document of a whole server: the control plane, and the agents below their sandboxes."""
     paths = _paths(CONTROL_OPERATIONS, _own_path, agent=False)
+    paths |= _paths(streams.OPERATIONS, _own_path, agent=True)  # at the root the token names the sandbox
     return _assemble("asyncsandbox", paths | _paths(AGENT_OPERATIONS, placed, agent=True))
 
 

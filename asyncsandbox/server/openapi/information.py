@@ -21,11 +21,23 @@ from asyncsandbox.server.openapi.schemas import (
     with_note,
 )
 
-__all__ = ["OPERATIONS", "SCHEMAS"]
+__all__ = ["METRICS_TEXT", "OPERATIONS", "SCHEMAS"]
 
 _EXTENSIONS: Final = with_note(
     mapping(INTEGER), "Extensions of the contract, name to version; an unknown one is to be ignored"
 )
+
+_PERCENT: Final = {"usage_percent": NUMBER}
+_BYTES: Final = dict.fromkeys(("total", "used", "free"), INTEGER)
+_USAGE: Final = {
+    "cpu": record({**_PERCENT, "cores": INTEGER}),
+    "memory": record({**_PERCENT, **_BYTES, "available": INTEGER}),
+    "disk": record({**_PERCENT, **_BYTES}),
+}
+
+METRICS_TEXT: Final = {
+    200: Reply(description="The text that Prometheus reads", schema=TEXT, media_type="text/plain")
+}
 
 SCHEMAS: Final = {
     "Features": record(
@@ -48,6 +60,7 @@ SCHEMAS: Final = {
             "agent": TEXT,
             "version": TEXT,
             "uptime": TEXT,
+            "uptime_seconds": NUMBER,
             "vm_id": TEXT,
             "instance": TEXT,
             "features": reference("Features"),
@@ -70,7 +83,8 @@ SCHEMAS: Final = {
             "arch": TEXT,
             "start_time": TIME,
             "uptime": NUMBER,
-            "endpoints": array(TEXT),
+            "uptime_seconds": NUMBER,
+            "endpoints": STRINGS,
             "features": reference("Features"),
         }
     ),
@@ -83,7 +97,25 @@ SCHEMAS: Final = {
             "error_count": INTEGER,
             "active_executions": INTEGER,
             "total_executions": INTEGER,
+            "avg_duration_ms": NUMBER,
+            "p95_duration_ms": NUMBER,
+            "cache": record({"size": INTEGER, "hits": INTEGER, "misses": INTEGER, "hit_rate": NUMBER}),
             "process": record({"count": INTEGER, "running": INTEGER}),
+            "timestamp": TIME,
+        },
+        {"system": record(_USAGE)},
+    ),
+    "System": record(
+        {
+            **_USAGE,
+            "uptime": NUMBER,
+            "os": record(dict.fromkeys(("name", "version", "kernel", "arch", "hostname", "timezone"), TEXT)),
+            "hardware": record(
+                {"cpu_cores": INTEGER, "cpu_model": TEXT, "memory_mb": INTEGER, "disk_mb": INTEGER}
+            ),
+            "network": record({"internet_access": FLAG}),
+            "environment": record({"template": TEXT, "languages": array(TEXT)}),
+            "capabilities": array(TEXT),
             "timestamp": TIME,
         }
     ),
@@ -121,6 +153,19 @@ OPERATIONS: Final = (
         summary="Describe the machine",
         replies={200: Reply(description="The machine", schema=reference("AgentInfo"))},
         is_open=True,
+    ),
+    Operation(
+        route="GET /system",
+        summary="Describe the machine and how busy it is",
+        replies={200: Reply(description="The machine", schema=reference("System"))},
+        refusals=(501,),
+        is_open=True,
+    ),
+    Operation(
+        route="GET /metrics/prometheus",
+        summary="Tell Prometheus of this sandbox",
+        replies=METRICS_TEXT,
+        refusals=(501,),
     ),
     *also_at(
         Operation(

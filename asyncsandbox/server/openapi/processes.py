@@ -66,6 +66,23 @@ SCHEMAS: Final = {
         },
         _WHEN_SMALL,
     ),
+    "SystemProcess": record(
+        {
+            "pid": INTEGER,
+            "ppid": INTEGER,
+            "name": TEXT,
+            "command": TEXT,
+            "user": TEXT,
+            "status": TEXT,
+            "cpu_percent": NUMBER,
+            "memory_mb": NUMBER,
+            "memory_bytes": INTEGER,
+            "memory_percent": NUMBER,
+            "threads": INTEGER,
+            "start_time": TIME,
+            "started_at": TIME,
+        }
+    ),
     "ProcessList": record(
         {"processes": array(reference("Process")), "count": INTEGER, "timestamp": TIME},
         {
@@ -93,8 +110,19 @@ OPERATIONS: Final = (
     ),
     Operation(
         route="GET /processes",
-        summary="List background jobs where one official client looks for them",
-        replies={200: Reply(description="The jobs", schema=reference("ProcessList"))},
+        summary="List the operating system's processes of the sandbox, then its background jobs",
+        replies={
+            200: Reply(
+                description="Those rows with a process_id are jobs",
+                schema=record(
+                    {
+                        "processes": array({"anyOf": [reference("Process"), reference("SystemProcess")]}),
+                        "count": INTEGER,
+                        "timestamp": TIME,
+                    }
+                ),
+            )
+        },
     ),
     Operation(
         route="GET /execute/processes/{process_id}",

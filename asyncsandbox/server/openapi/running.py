@@ -65,7 +65,20 @@ SCHEMAS: Final = {
             "command": nullable(TEXT),
             "pid": nullable(INTEGER),
             "timestamp": TIME,
-        }
+        },
+        {
+            "png": with_note(BASE64, "The first figure"),
+            "html": TEXT,
+            "json": {},
+            "svg": TEXT,
+            "markdown": TEXT,
+            "result": with_note(TEXT, "The last expression as a notebook shows it"),
+            "dataframe": {},
+            "display": with_note(
+                array(record({"png": BASE64})), "All figures, where there are several (ours)"
+            ),
+            "omitted": with_note(array(TEXT), "What was too large (ours)"),
+        },
     ),
     "Started": {
         "allOf": [reference("Process"), record({"message": TEXT, "timestamp": TIME})],
