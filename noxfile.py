@@ -74,7 +74,14 @@ def types(session: nox.Session) -> None:
 def official(session: nox.Session) -> None:
     """Run the official clients, unmodified, against a served instance."""
     _install(session, "test", "official")
-    session.run("python", "-m", "pytest", "--timeout=400", *(session.posargs or ["tests/official"]))
+    session.run(
+        "python",
+        "-m",
+        "pytest",
+        "--timeout=400",
+        "-Wignore::ResourceWarning",
+        *(session.posargs or ["tests/official"]),
+    )
 
 
 @nox.session

@@ -201,7 +201,7 @@ class Hopx:
 
     def json(self, *args: str, wrapped: bool = False) -> Any:
         """Run a command and insist on success; returns what it said as JSON."""
-        out = self.ok("--quiet", "--output", "json", *args, wrapped=wrapped)
+        out = self.ok("--output", "json", *args, wrapped=wrapped)
         return json.loads(out[min(out.find(mark) for mark in "[{" if mark in out) :])
 
 

@@ -326,7 +326,7 @@ async def test_a_body_that_is_not_encoded_as_it_says_is_refused(box: Any) -> Non
     assert (status, body["code"]) == (400, "INVALID_JSON")
 
 
-async def test_what_is_not_there_is_no_expired_sandbox(box: Box) -> None:
+async def test_what_is_not_there_is_no_expired_sandbox(box: Any) -> None:
     """The JavaScript SDK takes a 404 that says "sandbox" and "not found" for the end of the sandbox."""
     for method, path in (
         ("GET", "/files/read?path=/workspace/sandbox.txt"),
