@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import hopx_ai
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.timeout(400)
 
 
 @pytest.fixture
-def sandbox_id(sync_sandbox: hopx_ai.Sandbox) -> Iterator[str]:
+def sandbox_id(sync_sandbox: hopx_ai.Sandbox) -> str:
     """A sandbox for the command line."""
     return sync_sandbox.sandbox_id
 
@@ -27,14 +27,8 @@ def test_sandboxes(hopx: Any) -> None:
     hopx.ok("sandbox", "health", sandbox_id)
     hopx.ok("sandbox", "timeout", sandbox_id, "500")
     assert 0 < hopx.json("sandbox", "expiry", sandbox_id)["time_to_expiry"] <= 500
-    hopx.ok("sandbox", "kill", sandbox_id, "--yes") if _takes_yes(hopx) else hopx.ok(
-        "sandbox", "kill", sandbox_id, stdin="y\n"
-    )
+    hopx.ok("sandbox", "kill", sandbox_id, "--force")
     assert hopx.run("sandbox", "info", sandbox_id).returncode != 0
-
-
-def _takes_yes(hopx: Any) -> bool:
-    return "--yes" in hopx.ok("sandbox", "kill", "--help")
 
 
 def test_health_and_templates(hopx: Any) -> None:
