@@ -81,6 +81,20 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session
+def official(session: nox.Session) -> None:
+    """Run the official clients, unmodified, against a served instance."""
+    _install(session, "test", "official")
+    session.run(
+        "python",
+        "-m",
+        "pytest",
+        "--timeout=400",
+        "-Wignore::ResourceWarning",
+        *(session.posargs or ["tests/official"]),
+    )
+
+
+@nox.session
 def humaneval(session: nox.Session) -> None:
     """Run the 164 HumanEval problems as background jobs, and in other ways to compare with."""
     _install(session, "bench", editable=False)

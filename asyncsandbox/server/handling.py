@@ -102,8 +102,9 @@ def find_job(request: web.Request, process_id: str | None) -> JobRecord:
     record = server.ledger.jobs.find(sandbox_of(request).id, process_id)
     if record is None or record.kind is JobKind.EXECUTION:
         removed = server.ledger.jobs.is_removed(sandbox_of(request).id, process_id)
-        what = "was removed" if removed else "was not found in this sandbox"
-        raise refusals.not_found(f"process {process_id!r} {what}", code="PROCESS_NOT_FOUND")
+        # The JavaScript SDK takes a 404 that says "sandbox" and "not found" for an expired sandbox (contract 1.7).
+        message = f"process {process_id!r} was removed" if removed else f"there is no process {process_id!r}"
+        raise refusals.not_found(message, code="PROCESS_NOT_FOUND")
     return record
 
 

@@ -23,7 +23,8 @@ def explain(path: str, error: OSError) -> APIError:
     """Return the refusal for what the file system said of a client's path."""
     match error:
         case FileNotFoundError():
-            return refusals.not_found(f"file {path!r} was not found", code="FILE_NOT_FOUND")
+            # Not "not found": with "sandbox" in the path the JavaScript SDK takes that for an expired sandbox.
+            return refusals.not_found(f"there is no file {path!r}", code="FILE_NOT_FOUND")
         case FileExistsError():
             return refusals.conflict(f"{path!r} exists already", code="FILE_ALREADY_EXISTS")
         case PermissionError():

@@ -324,3 +324,14 @@ async def test_a_body_that_is_not_encoded_as_it_says_is_refused(box: Any) -> Non
     headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
     status, body = await box.call("POST", "/execute", data=b'{"code": "1"}', headers=headers)
     assert (status, body["code"]) == (400, "INVALID_JSON")
+
+
+async def test_what_is_not_there_is_no_expired_sandbox(box: Any) -> None:
+    """The JavaScript SDK takes a 404 that says "sandbox" and "not found" for the end of the sandbox."""
+    for method, path in (
+        ("GET", "/files/read?path=/workspace/sandbox.txt"),
+        ("DELETE", "/execute/kill?process_id=bg_sandbox"),
+    ):
+        status, body = await box.call(method, path)
+        assert status == 404
+        assert "not found" not in body["message"].lower()
