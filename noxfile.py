@@ -22,6 +22,8 @@ _PROJECT = nox.project.load_toml("pyproject.toml")
 _OWN_PYTHON = ".".join(platform.python_version_tuple()[:2])
 # The one that nox runs under is there for certain, so at least one always runs; it also measures coverage.
 _PYTHONS = sorted({"3.11", "3.12", "3.13", _OWN_PYTHON}, key=lambda version: int(version.partition(".")[2]))
+# What one interpreter is enough for: other people's libraries, and tests that take long for other reasons.
+_ELSEWHERE = [f"--ignore=tests/{name}" for name in ("cli", "stock", "test_humaneval.py", "test_readme.py")]
 
 
 def _find_pyenv_interpreters() -> None:
@@ -43,10 +45,10 @@ def _install(session: nox.Session, *groups: str, editable: bool = True) -> None:
 @nox.session(python=_PYTHONS)
 def tests(session: nox.Session) -> None:
     """Run the tests on every interpreter that is there, and measure coverage on one of them."""
-    _install(session, "test", "bench")
-    if session.posargs or session.python != _OWN_PYTHON:
-        # The command line is typer's and rich's business: one interpreter is enough for its many processes.
-        session.run("python", "-m", "pytest", *(session.posargs or ["--ignore=tests/cli"]))
+    own = session.python == _OWN_PYTHON
+    _install(session, "test", "bench", *(["rich"] if own else []))
+    if session.posargs or not own:
+        session.run("python", "-m", "pytest", *(session.posargs or _ELSEWHERE))
         return
     session.run("coverage", "erase")
     session.run("coverage", "run", "-m", "pytest")

@@ -17,6 +17,7 @@ from asyncsandbox.errors import (
     SandboxClosedError,
 )
 from asyncsandbox.models import SandboxInfo
+from asyncsandbox.pacing import Pace
 from asyncsandbox.protocol import Reply, Request, TokenGrant
 from asyncsandbox.sockets import Socket
 from asyncsandbox.transport import Channel
@@ -46,6 +47,7 @@ class Agent:
         self.sandbox_id = sandbox_id
         self.channel = channel
         self.control = control
+        self.pace = Pace(channel.clock)
         self.info: SandboxInfo | None = None
         self.lists_output = False  # whether a list of this server ever had output in it
         self.board: object = None  # kept here for the watcher, so that it lives as long as any handle does

@@ -11,6 +11,7 @@ import attrs
 from asyncsandbox import protocol
 from asyncsandbox.errors import NotFoundError
 from asyncsandbox.models import SandboxInfo, TemplateInfo
+from asyncsandbox.pacing import Pace
 from asyncsandbox.protocol import Request, TokenGrant, sandbox_path
 from asyncsandbox.transport import Channel
 
@@ -35,7 +36,8 @@ class Created:
 class _KeyAuth:
     """The API key. There is no other to be had when it is refused."""
 
-    def __init__(self, api_key: str) -> None:
+    def __init__(self, api_key: str, pace: Pace) -> None:
+        self.pace = pace
         self._headers = {"X-API-Key": api_key} if api_key else {}
 
     async def headers(self) -> Mapping[str, str]:
@@ -51,12 +53,13 @@ class ControlPlane:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
+        self._pace = Pace(channel.clock)
         self._features: Mapping[str, int] | None = None
 
     async def _call(self, request: Request, what: str, *, retry: bool = True) -> dict[str, Any]:
         endpoint = await self._channel.open_endpoint()
         reply = await self._channel.call(
-            request, base=endpoint.url, auth=_KeyAuth(endpoint.api_key), what=what, retry=retry
+            request, base=endpoint.url, auth=_KeyAuth(endpoint.api_key, self._pace), what=what, retry=retry
         )
         # Contract 5.2: every success has a JSON object, but a 204 has no body.
         return protocol.json_object(reply) if reply.body else {}

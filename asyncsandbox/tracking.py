@@ -19,6 +19,7 @@ from asyncsandbox._clock import Clock
 from asyncsandbox.agent import Agent
 from asyncsandbox.errors import ClientStateError
 from asyncsandbox.models import EndReason, JobInfo, JobResult, JobState
+from asyncsandbox.pacing import LookQuota
 from asyncsandbox.protocol import ProcessList, ProcessRow
 
 __all__ = ["Board", "Cell", "News", "Poller", "Waiter"]
@@ -195,6 +196,7 @@ class Board:
         resting: whether the next look is far off because all jobs call back.
         failures: looks in a row that gave an error.
         failing_since: when the first of them began; None while there are none.
+        quota: how often a server that has only the contract may be looked at.
         good_looks: answers that were taken in so far.
         good_since: when the request for the last of them was sent; None before the first.
     """
@@ -209,6 +211,7 @@ class Board:
         self.resting = False
         self.failures = 0
         self.failing_since: float | None = None
+        self.quota = LookQuota()
         self.good_looks = 0
         self.good_since: float | None = None
         self._cells: weakref.WeakValueDictionary[str, Cell] = weakref.WeakValueDictionary()

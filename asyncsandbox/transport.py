@@ -30,6 +30,7 @@ from asyncsandbox.errors import (
     RequestTimeoutError,
     TransportError,
 )
+from asyncsandbox.pacing import Pace
 from asyncsandbox.protocol import Lane, Reply, Request, decode_error, get
 from asyncsandbox.sockets import LARGEST_MESSAGE, WS_TIMEOUT, Socket
 
@@ -97,7 +98,15 @@ class Sender(Protocol):
 
 
 class Auth(Protocol):
-    """What shows a server who asks."""
+    """What shows a server who asks.
+
+    Attributes:
+        pace: how much may be asked under this name.
+    """
+
+    @property
+    def pace(self) -> Pace:
+        """How much may be asked under this name."""
 
     async def headers(self) -> Mapping[str, str]:
         """Return the headers to send."""
@@ -388,12 +397,15 @@ class Channel:
             endpoint = await self.open_endpoint()
             headers = await auth.headers()
             error: APIError | TransportError
+            await auth.pace.enter()
             try:
                 reply = await attempt(endpoint.sender, headers)
             except TransportError as exc:
                 error = exc
                 again = repeatable or not exc.sent
             else:
+                if isinstance(reply, Reply):
+                    auth.pace.hear(reply)
                 if isinstance(reply, Socket) or reply.status < _REDIRECT or reply.status in accept:
                     return reply
                 if reply.status < _REFUSAL:
@@ -408,6 +420,8 @@ class Channel:
                     renewed = True
                     continue
                 again = reply.status == _TOO_MANY or (repeatable and reply.status in _FAILURES)
+            finally:
+                auth.pace.leave()
             failures += 1
             if not (retry and again and await self._pause(error, failures, began)):
                 raise error

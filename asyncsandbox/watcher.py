@@ -230,6 +230,7 @@ class Watcher:
     async def _look(self, board: Board) -> Sequence[asyncio.Task[None]]:
         """Look at a board, and return the tasks that fetch the output of what has ended."""
         asked = self.clock.now()
+        board.quota.note(asked)
         try:
             since = board.since if await board.agent.announces("since") else None
             request = protocol.list_processes(since=since)
@@ -272,6 +273,8 @@ class Watcher:
         if board.resting:
             board.gap = max(board.gap, _CALLBACK_GAP)
         board.due = now if more else now + board.gap
+        if not board.agent.speaks_ours:
+            board.due = max(board.due, board.quota.earliest())
 
     async def _failed(self, board: Board, error: Exception, asked: float) -> None:
         """Decide what a failed look means: a stale cursor, a sandbox that is gone or rests, or trouble."""

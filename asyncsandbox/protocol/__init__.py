@@ -20,7 +20,7 @@ from asyncsandbox.protocol._control import (
     sandbox_path,
     template_path,
 )
-from asyncsandbox.protocol._errors import decode_error, encode_error, retry_after
+from asyncsandbox.protocol._errors import asked_to_wait, decode_error, encode_error, retry_after
 from asyncsandbox.protocol._files import decode_files
 from asyncsandbox.protocol._messages import IDEMPOTENCY_KEY, FormPart, Lane, Reply, Request, get, json_object
 from asyncsandbox.protocol._names import mark_name, new_start_key, unmark_name
@@ -132,6 +132,7 @@ __all__ = [
     "Request",
     "RunDecoder",
     "TokenGrant",
+    "asked_to_wait",
     "async_path",
     "change_frame",
     "code_frame",

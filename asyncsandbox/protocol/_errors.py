@@ -13,7 +13,7 @@ from asyncsandbox.errors import APIError, ProtocolError, api_error_class
 from asyncsandbox.protocol._messages import Reply, json_object
 from asyncsandbox.protocol._scalars import as_number, as_seconds, as_text, first_of, timestamp
 
-__all__ = ["decode_error", "encode_error", "retry_after"]
+__all__ = ["asked_to_wait", "decode_error", "encode_error", "retry_after"]
 
 
 def encode_error(
@@ -60,6 +60,15 @@ def retry_after(headers: Mapping[str, str], body: Mapping[str, Any]) -> float | 
         if seconds is not None:
             return seconds
     return None
+
+
+def asked_to_wait(reply: Reply) -> float | None:
+    """Return the seconds that a refusal asks to wait; None when it does not."""
+    try:
+        body = json_object(reply)
+    except ProtocolError:
+        body = {}
+    return retry_after(reply.headers, body)
 
 
 def _seconds_of(value: object) -> float | None:

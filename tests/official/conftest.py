@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if HERE not in item.path.parents:
             continue
         item.add_marker(pytest.mark.filterwarnings("ignore::ResourceWarning"))
-        item.add_marker(pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning:websockets"))
+        item.add_marker(pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning"))
 
 
 @pytest.fixture(scope="session", autouse=True)

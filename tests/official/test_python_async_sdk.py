@@ -39,7 +39,8 @@ async def test_templates_are_found_by_name_alias_and_id(place: dict[str, str]) -
     (listed,) = await AsyncSandbox.list_templates(**place)
     assert listed.name == "code-interpreter"
     for word in ("code-interpreter", "base", listed.id):
-        assert await AsyncSandbox.get_template(word, **place) == listed
+        found = await AsyncSandbox.get_template(word, **place)
+        assert (found.id, found.name) == (listed.id, listed.name)
     async with AsyncSandbox.create(template_id=listed.id, **place) as sandbox:
         assert (await sandbox.get_info()).template_id == listed.id
 

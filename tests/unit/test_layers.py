@@ -19,7 +19,7 @@ _CLIENT = (
     ("models", "_tasks"),
     ("events",),
     ("backoff", "protocol", "embedded"),
-    ("sockets",),
+    ("sockets", "pacing"),
     ("transport",),
     ("control", "webhooks"),
     ("agent",),
