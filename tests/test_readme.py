@@ -117,6 +117,12 @@ def _files_come_back(output: str) -> None:
     assert output.split("\n")[:-1] == [f"b'CASE {n}: typed'" for n in range(4)]
 
 
+def _streams_and_callbacks_arrive(output: str) -> None:
+    assert output.startswith("0\n1\n2\ncompleted")
+    assert "42\r\n" in output.replace("\n", "\r\n").replace("\r\r", "\r")
+    assert output.endswith("['0\\n', '1\\n', '2\\n']\n")
+
+
 def _both_kinds_of_runs_are_there(output: str) -> None:
     first, *rest = output.splitlines()
     assert first == "hello you"
@@ -129,6 +135,7 @@ def _both_kinds_of_runs_are_there(output: str) -> None:
         ("", _every_square_is_there),
         ("A background job from start to end", _the_job_is_followed),
         ("Inputs and files", _files_come_back),
+        ("Streams, terminals, callbacks", _streams_and_callbacks_arrive),
         ("Coming from hopx-ai", _both_kinds_of_runs_are_there),
     ],
 )
@@ -212,6 +219,7 @@ def test_every_block_is_run() -> None:
         ("Install", "sh"),  # what the environment of these tests was made with
         ("A background job from start to end", "python"),
         ("Inputs and files", "python"),
+        ("Streams, terminals, callbacks", "python"),
         ("Which server", "sh"),
         ("Coming from hopx-ai", "py"),  # theirs, which needs their package
         ("Coming from hopx-ai", "python"),
