@@ -40,6 +40,12 @@ def others() -> set[asyncio.Task[object]]:
     return {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
 
 
+@pytest.fixture(params=[None, {}], ids=["ours", "stock"])
+def server(request: pytest.FixtureRequest) -> FakeServer:
+    """Return a server with all extensions, and one that has only the published contract."""
+    return FakeServer(features=request.param)
+
+
 async def test_wait_on_nothing_returns_at_once(server: FakeServer) -> None:
     """Empty input is done, and asks nobody."""
     assert await wait([]) == ((), ())
