@@ -65,5 +65,7 @@ async def settle_start(board: Board, key: str, error: Exception, *, watcher: Wat
         if row is not None:
             return Verdict(row=row)
         good += board.good_looks > before
-    # A server that was silent for so long may still be at it: what it makes now would be a second job.
-    return Verdict(again=good > 0 and not isinstance(error, RequestTimeoutError))
+    # A server that was silent for so long may still be at it: what it makes now would be a second job. And one
+    # that lists jobs without the names that they were given may have made this one.
+    surely_not = good > 0 and board.all_marked
+    return Verdict(again=surely_not and not isinstance(error, RequestTimeoutError))

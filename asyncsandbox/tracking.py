@@ -198,6 +198,7 @@ class Board:
         failing_since: when the first of them began; None while there are none.
         quota: how often a server that has only the contract may be looked at.
         good_looks: answers that were taken in so far.
+        all_marked: whether every row of the last of them had a key in its name: one without may be any start's.
         good_since: when the request for the last of them was sent; None before the first.
     """
 
@@ -213,6 +214,7 @@ class Board:
         self.failing_since: float | None = None
         self.quota = LookQuota()
         self.good_looks = 0
+        self.all_marked = True
         self.good_since: float | None = None
         self._cells: weakref.WeakValueDictionary[str, Cell] = weakref.WeakValueDictionary()
         self._ended: weakref.WeakValueDictionary[str, Cell] = weakref.WeakValueDictionary()
@@ -303,6 +305,7 @@ class Board:
         self.cursor = listing.cursor
         self.good_looks += 1
         self.good_since = asked
+        self.all_marked = all(row.start_key is not None for row in listing.rows)
         self._drop_strays()
         ended = []
         orphans = []

@@ -96,6 +96,26 @@ async def test_a_twin_that_comes_late_is_ended(stock: FakeServer) -> None:
         assert (await stock.clock.run(waiting)).ok
 
 
+async def test_a_server_that_lists_no_names_is_not_asked_again(stock: FakeServer) -> None:
+    """Any of the jobs that it lists may be the one: a second would be worse than an error."""
+    async with FakeClient(stock) as client:
+        sandbox = await client.create_sandbox()
+        real = stock._row
+
+        def nameless(job: Any) -> dict[str, Any]:
+            return {**real(job), "name": None}
+
+        stock._row = nameless  # type: ignore[method-assign]
+        first = await _start(stock, sandbox, name="build")
+        assert first.name == "build"
+        stock.losses.append(_broken())
+        with pytest.raises(ConnectError):
+            await _start(stock, sandbox)
+        assert len(_starts(stock)) == len(stock.sandboxes[sandbox.id]) == 2
+        stock.finish(first.process_id, stdout=b"x")
+        assert (await stock.clock.run(first.wait())).name == "build"
+
+
 async def test_without_one_good_list_nothing_is_sent_again(stock: FakeServer) -> None:
     """Nothing is known then; the error is the caller's to decide upon."""
     async with FakeClient(stock) as client:
