@@ -26,6 +26,9 @@ __all__ = ["Board", "Cell", "News", "Poller", "Waiter"]
 
 _MISSES_UNTIL_LOST = 2
 
+_LAG = 2.0
+"""Seconds by which the list of a server that has only the contract may lag behind its starts."""
+
 
 class Poller(Protocol):
     """What looks at boards while somebody waits."""
@@ -58,6 +61,7 @@ class Cell:
         acknowledged: when its start was, on the client's clock.
         misses: good, whole lists in a row that lacked it.
         settling: whether its output is being fetched.
+        shown: whether a list ever had it.
         start_key: the key in its name on the wire, below which its output is kept (`asyncsandbox.capture`); None on
             a server that keeps it itself.
         killed: whether it was killed from here.
@@ -80,6 +84,7 @@ class Cell:
         "removed",
         "result",
         "settling",
+        "shown",
         "start_key",
     )
 
@@ -95,6 +100,7 @@ class Cell:
         self.acknowledged = acknowledged
         self.misses = 0
         self.settling = False
+        self.shown = False
         self.calls_back = False
         self.listed = True
         # Almost every job has one waiter or none: a tuple is the smallest thing that holds either.
@@ -320,6 +326,7 @@ class Board:
                     orphans.append(row.info.process_id)
                 continue
             cell.see(row)
+            cell.shown = True
             if row.info.finished and not cell.settling:
                 cell.settling = True
                 ended.append((cell, row))
@@ -343,9 +350,12 @@ class Board:
     def _missing(self, listed: set[str], asked: float) -> list[tuple[Cell, str, bool]]:
         """Count whom a whole list lacks. One list may be wrong; two that began after the start may not."""
         lost = []
+        lag = 0.0 if self.agent.speaks_ours else _LAG
         self._suspect = False
         for cell in self._cells.values():
-            if cell.process_id in listed or cell.settling or not cell.listed or cell.acknowledged >= asked:
+            if cell.process_id in listed or cell.settling or not cell.listed:
+                continue
+            if cell.acknowledged >= asked - (0.0 if cell.shown else lag):
                 continue
             cell.misses += 1
             if cell.misses >= _MISSES_UNTIL_LOST:
