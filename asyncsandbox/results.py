@@ -29,8 +29,8 @@ _CHUNK: Final = 1024 * 1024
 
 _WORKSPACE: Final = "/workspace"
 
-_PLAIN_TEXT: Final = 16 * 1024
-"""Bytes of a stream up to which a stock server is trusted to have listed all of it."""
+_PLAIN_TEXT: Final = 1_000
+"""Bytes of a stream up to which a stock server is trusted to have listed all of it: it does not say if it cut."""
 
 _REPLACEMENT: Final = "\ufffd".encode()
 """What servers put in the place of bytes that are no UTF-8."""

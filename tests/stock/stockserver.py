@@ -63,8 +63,8 @@ class Job:
         if self.status == "running":
             self.status = "completed" if self.process.returncode == 0 else "failed"
 
-    def row(self, *, output: bool) -> dict[str, Any]:
-        """The row of the list, as the OpenAPI file has it, with the output of the documentation if asked for."""
+    def row(self, *, most: int | None) -> dict[str, Any]:
+        """The row of the list, as the OpenAPI file has it, with up to `most` bytes of output as documented."""
         row: dict[str, Any] = {
             "process_id": self.id,
             "execution_id": f"exec_{self.id}",
@@ -77,8 +77,8 @@ class Job:
             "exit_code": None if self.ended is None else self.process.returncode,
             "pid": self.process.pid,
         }
-        if output:
-            row |= {name: data.decode(errors="replace") for name, data in self.output.items()}
+        if most is not None:
+            row |= {name: data[:most].decode(errors="replace") for name, data in self.output.items()}
         return row
 
 
@@ -89,6 +89,7 @@ class StockServer:
         lists_output: whether rows have output in them.
         faults: what to do instead of the next answers to a start: "lost", "refused", "500", "401", "slow",
             "header", "body" or "nested" (429 with that hint).
+        most_listed: bytes of a stream that a row has in it at most.
         older: whether only ``POST /execute/kill/{id}`` kills.
         violations: what no published document has.
         calls: how often each route was asked.
@@ -98,6 +99,7 @@ class StockServer:
         self.place = place
         self.lists_output = lists_output
         self.faults: list[str] = []
+        self.most_listed = 1_000_000
         self.older = False
         self.violations: list[str] = []
         self.calls: Counter[str] = Counter()
@@ -303,7 +305,8 @@ class StockServer:
         if request.query:
             self.violations.append(f"the query {dict(request.query)}")
         jobs = self.sandboxes[request.match_info["sandbox"]].values()
-        rows = [job.row(output=self.lists_output) for job in jobs]
+        most = self.most_listed if self.lists_output else None
+        rows = [job.row(most=most) for job in jobs]
         return web.json_response({"processes": rows, "count": len(rows), "timestamp": _time(time.time())})
 
     async def _kill(self, request: web.Request) -> web.Response:

@@ -131,6 +131,15 @@ async def test_much_output_is_kept_by_its_ends(sandbox: Sandbox) -> None:
     assert (await job.output("stdout", 0, 10)).data == b""
 
 
+async def test_a_list_that_cuts_output_without_a_word_is_not_believed(
+    stock: StockServer, sandbox: Sandbox
+) -> None:
+    """More than a little is read from where it is kept."""
+    stock.most_listed = 4_096
+    job = await sandbox.run_code_background("print('x' * 9_999)")
+    assert (await job.wait()).stdout == "x" * 9_999 + "\n"
+
+
 async def test_files_in_and_out(sandbox: Sandbox) -> None:
     """A job with files has a directory of its own."""
     code = "open('out.txt', 'w').write(open('in/data').read() * 2)"
