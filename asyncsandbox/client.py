@@ -95,7 +95,7 @@ def _choose(base_url: str | None, api_key: str | None, environ: Mapping[str, str
         )
     else:
         return _Choice(EMBEDDED, "")
-    if not is_url(url):
+    if not isinstance(url, str) or not is_url(url):
         raise InvalidRequestError(
             f"base_url must be 'embedded' or an http(s) URL such as 'http://127.0.0.1:8080', not {url!r}"
         )
@@ -177,6 +177,8 @@ class Client:
                 raise InvalidRequestError(f"{name} must be a whole number from 1, not {value!r}")
         if not _is_seconds(request_timeout):
             raise InvalidRequestError(f"request_timeout must be more than 0 seconds, not {request_timeout!r}")
+        if poll is not None and not isinstance(poll, PollPolicy):
+            raise InvalidRequestError(f"poll must be a PollPolicy, not {type(poll).__name__}")
         if webhook is not None and not hasattr(webhook, "expect"):
             raise InvalidRequestError(f"webhook must be a WebhookReceiver, not {type(webhook).__name__}")
         self.server = choice.server

@@ -45,6 +45,8 @@ def _unique(jobs: Iterable[Job]) -> dict[Cell, Job]:
     """Return the jobs by cell, duplicates once, in input order."""
     known: dict[Cell, Job] = {}
     seen: set[Job] = set()
+    if not isinstance(jobs, Iterable):
+        raise InvalidRequestError(f"what is waited for is an iterable of jobs, not {type(jobs).__name__}")
     for job in jobs:
         if not isinstance(job, Job):
             raise InvalidRequestError(f"only jobs can be waited for, not {type(job).__name__}")
@@ -192,7 +194,7 @@ async def wait_all(
     check_wait_timeout(timeout)
     if kill and errors != "first":
         raise InvalidRequestError("kill=True goes with errors='first'; the others wait until all have ended")
-    given = list(jobs)
+    given = list(jobs) if isinstance(jobs, Iterable) else jobs
     known = _unique(given)
     stop = await _until(known, len(known), stop_at_failure=errors == "first", timeout=timeout)
     done, pending = _partition(known)

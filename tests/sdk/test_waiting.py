@@ -514,3 +514,12 @@ async def test_constants_are_their_names() -> None:
         "FIRST_COMPLETED",
         "FIRST_EXCEPTION",
     )
+
+
+async def test_what_is_no_iterable_of_jobs_is_refused() -> None:
+    """In words, by each of the helpers."""
+    for call in (wait, wait_all):
+        with pytest.raises(InvalidRequestError, match="an iterable of jobs, not NoneType"):
+            await call(None)  # type: ignore[arg-type, operator]
+    with pytest.raises(InvalidRequestError, match="only jobs can be waited for, not str"):
+        as_completed("job")  # type: ignore[arg-type]

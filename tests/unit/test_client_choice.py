@@ -46,6 +46,9 @@ def test_what_is_no_url_is_refused(url: str) -> None:
     ("options", "message"),
     [
         ({"isolation": "docker"}, "isolation must be"),
+        ({"poll": "often"}, "poll must be a PollPolicy, not str"),
+        ({"webhook": "http://x"}, "webhook must be a WebhookReceiver, not str"),
+        ({"base_url": 5}, "base_url must be 'embedded' or an http"),
         ({"max_requests": 0}, "max_requests"),
         ({"result_limit": 0}, "result_limit"),
         ({"request_timeout": 0}, "request_timeout"),
