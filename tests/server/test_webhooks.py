@@ -644,7 +644,10 @@ async def test_records_of_deliveries_are_kept_for_a_day(bench: Bench) -> None:
     await bench.clock.settle()
     assert bench.ledger.deliveries.get(old) is None
     bench.ledger.commit()
-    assert [entry.execution_id for entry in Store(bench.path).load().deliveries] == [new]
+    store = Store(bench.path)
+    left = [entry.execution_id for entry in store.load().deliveries]
+    store.close()
+    assert left == [new]
 
 
 def test_nothing_shows_a_secret() -> None:
