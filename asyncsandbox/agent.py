@@ -190,7 +190,7 @@ class Agent:
         if self._closed is not None:
             raise self._closed_error()
         self.channel.home.check()
-        if self.info is None:
+        if self.info is None or not self.info.public_host:  # the answer to a create may lack it
             await self._locate()
         endpoint = await self.channel.open_endpoint()
         host = None if self.info is None else self.info.public_host

@@ -191,16 +191,29 @@ async def _fetch_captured(
     except AsyncSandboxError as exc:
         problems.append(f"output could not be read: {exc}")
         return _judge(cell), row.stdout or b"", row.stderr or b""
-    info = _judge(cell)
-    if row.stdout is None and info.end_reason is EndReason.EXIT:
+    info = attrs.evolve(_judge(cell), stdout_truncated=stdout.cut, stderr_truncated=stderr.cut)
+    if not (stdout.data or stderr.data or agent.lists_output) and info.end_reason is EndReason.EXIT:
         problems.append("the server lists no output, and what the job kept of it was not found")
-    return info, stdout, stderr
+    return info, stdout.data, stderr.data
 
 
-async def _partial(agent: Agent, key: str, stream: StreamName, known: bytes | None, *, limit: int) -> bytes:
-    """Return the end of what a job wrote that was ended before it could say so."""
+@attrs.frozen
+class _Partial:
+    """What there is of a stream; `cut` when there was more."""
+
+    data: bytes
+    cut: bool = False
+
+
+async def _partial(
+    agent: Agent, key: str, stream: StreamName, known: bytes | None, *, limit: int
+) -> _Partial:
+    """Return what a job wrote that was ended before it could say so: its end, or as near as was kept."""
     kept = await capture.read_output(agent, key, stream, offset=-limit, limit=limit, finished=False)
-    return kept.data or known or b""
+    if not kept.data:
+        return _Partial(known or b"")
+    # The job keeps the tail of much output in its memory, and that went with it.
+    return _Partial(kept.data, cut=kept.offset > 0 or kept.next_offset >= capture.OUTPUT_LIMIT // 2)
 
 
 async def _fetch_stream(
