@@ -13,7 +13,7 @@ from typing import Final
 import attrs
 
 from asyncsandbox._clock import sleep
-from asyncsandbox.errors import APIError, RequestTimeoutError, TransportError
+from asyncsandbox.errors import APIError, ProtocolError, RequestTimeoutError, TransportError
 from asyncsandbox.protocol import ProcessRow
 from asyncsandbox.tracking import Board
 from asyncsandbox.watcher import Watcher
@@ -23,11 +23,7 @@ __all__ = ["Verdict", "is_ambiguous", "settle_start"]
 _LOOKS: Final = (0.05, 0.2, 0.5, 1.0, 2.0)
 """Seconds before each look for a start that nobody answered."""
 
-_PROMPT_LOOKS: Final = (0.05,)
-"""The same for one that the server itself refused with an error: it is done with it."""
-
 _SERVER_ERROR: Final = 500
-_REFUSED: Final = frozenset({500, 503})
 
 
 @attrs.frozen(kw_only=True)
@@ -47,6 +43,8 @@ def is_ambiguous(error: Exception) -> bool:
     """Return whether a start that failed with `error` may have happened."""
     if isinstance(error, TransportError):
         return error.sent
+    if isinstance(error, ProtocolError):  # a good answer that cannot be read; a redirect starts nothing
+        return error.detail != "redirect"
     return isinstance(error, APIError) and (error.status or 0) >= _SERVER_ERROR
 
 
@@ -55,9 +53,8 @@ async def settle_start(board: Board, key: str, error: Exception, *, watcher: Wat
 
     Never raises for what the looks run into. With no good look at all nothing is known: not again.
     """
-    refused = isinstance(error, APIError) and error.status in _REFUSED
     good = 0
-    for delay in _PROMPT_LOOKS if refused else _LOOKS:
+    for delay in _LOOKS:
         before, moment = board.good_looks, watcher.clock.now()
         await sleep(watcher.clock, delay)
         await watcher.look([board], since=moment)
@@ -65,7 +62,8 @@ async def settle_start(board: Board, key: str, error: Exception, *, watcher: Wat
         if row is not None:
             return Verdict(row=row)
         good += board.good_looks > before
-    # A server that was silent for so long may still be at it: what it makes now would be a second job. And one
-    # that lists jobs without the names that they were given may have made this one.
+    # A server that was silent for so long may still be at it, and one whose answer cannot be read has done it:
+    # what it makes now would be a second job. And one that lists jobs without the names that they were given
+    # may have made this one.
     surely_not = good > 0 and board.all_marked
-    return Verdict(again=surely_not and not isinstance(error, RequestTimeoutError))
+    return Verdict(again=surely_not and not isinstance(error, RequestTimeoutError | ProtocolError))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Generator, Iterable
 from typing import TYPE_CHECKING, Final
@@ -46,6 +47,7 @@ _log = logging.getLogger("asyncsandbox")
 
 _KILL_CONFIRMATION: Final = 60.0
 _FOLLOW_CHUNK: Final = 65_536
+_STOCK_FOLLOW_GAP: Final = 1.0
 _NO_SUCH_CALL: Final = frozenset({404, 405})
 _NO_SUCH_PROCESS: Final = "PROCESS_NOT_FOUND"
 _STREAMS: Final[tuple[StreamName, StreamName]] = ("stdout", "stderr")
@@ -320,7 +322,10 @@ class Job:
             # The list is all that there is: this says so.
             return await read_chunk(cell.board.agent, self.process_id, stream, offset=offset, limit=limit)
         if not cell.info.finished:
-            await self.refresh()
+            with contextlib.suppress(
+                NotFoundError
+            ):  # the list may lag, or be done with it: read what there is
+                await self.refresh()
         return await capture.read_output(
             cell.board.agent, cell.start_key, stream, offset=offset, limit=limit, finished=cell.info.finished
         )
@@ -342,7 +347,9 @@ class Job:
         clock: Clock = self._watcher.clock
         policy = self._watcher.policy
         offsets: dict[StreamName, int] = dict.fromkeys(_STREAMS, 0)
-        gap = policy.floor
+        # On a stock server each look costs a list and whole files.
+        floor = policy.floor if await self._cell.board.agent.announces("output") else _STOCK_FOLLOW_GAP
+        gap = floor
         while offsets:
             news = more = False
             for stream in tuple(offsets):
@@ -356,11 +363,7 @@ class Job:
                     del offsets[stream]
             if more or not offsets:
                 continue  # there is more to read right now, or nothing at all any more
-            gap = (
-                policy.floor
-                if news
-                else next_gap(policy, gap, news=False, youngest_age=None, uniform=_middle)
-            )
+            gap = floor if news else next_gap(policy, gap, news=False, youngest_age=None, uniform=_middle)
             await sleep(clock, gap)
 
     async def remove(self) -> None:

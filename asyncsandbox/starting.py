@@ -36,6 +36,7 @@ from asyncsandbox.errors import (
     EmbeddedServerError,
     InvalidRequestError,
     PermissionDeniedError,
+    ProtocolError,
     SandboxClosedError,
     StartError,
     TransportError,
@@ -136,7 +137,7 @@ class Starter:
         for left in reversed(range(_POSTS)):
             try:
                 row = attrs.evolve(await self._post(path, named), start_key=key)
-            except (APIError, TransportError) as exc:
+            except (APIError, TransportError, ProtocolError) as exc:
                 if not is_ambiguous(exc):
                     raise
                 doubt = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import weakref
 from collections.abc import Iterable
@@ -31,15 +32,15 @@ class Sweeper:
     def __init__(self, *, clock: Clock, tasks: Tasks) -> None:
         self._clock = clock
         self._tasks = tasks
-        self._leftovers: weakref.WeakKeyDictionary[Board, list[str]] = weakref.WeakKeyDictionary()
+        self._leftovers: weakref.WeakKeyDictionary[Board, dict[str, None]] = weakref.WeakKeyDictionary()
 
     def add(self, board: Board, key: str) -> None:
         """Delete what the job of that key left, soon."""
         keys = self._leftovers.get(board)
         if keys is None:
-            keys = self._leftovers[board] = []
+            keys = self._leftovers[board] = {}
             _ = self._tasks.spawn(self._later(board), name="sweep a sandbox")
-        keys.append(key)
+        keys[key] = None
 
     async def sweep(self, boards: Iterable[Board]) -> None:
         """Delete now what is known of `boards`. Never raises for what that runs into."""
@@ -50,9 +51,13 @@ class Sweeper:
         await self._sweep(board)
 
     async def _sweep(self, board: Board) -> None:
-        keys = self._leftovers.pop(board, [])
-        try:
-            for first in range(0, len(keys), _MOST):
-                await capture.remove_captured(board.agent, keys[first : first + _MOST])
-        except AsyncSandboxError as exc:
-            _log.debug("what %d jobs left could not be deleted: %s", len(keys), exc)
+        """Delete in batches. Keys go only when that was tried: a client that closes meanwhile tries again."""
+        while keys := self._leftovers.get(board):
+            batch = tuple(itertools.islice(keys, _MOST))
+            try:
+                await capture.remove_captured(board.agent, batch)
+            except AsyncSandboxError as exc:
+                _log.debug("what %d jobs left could not be deleted: %s", len(batch), exc)
+            for key in batch:
+                keys.pop(key, None)
+        self._leftovers.pop(board, None)

@@ -120,7 +120,7 @@ class Cell:
             return info
         return attrs.evolve(
             info,
-            name=info.name or before.name,
+            name=before.name or info.name,
             language=before.language or info.language,
             timeout=before.timeout if info.timeout is None else info.timeout,
             working_dir=info.working_dir or before.working_dir,

@@ -222,11 +222,14 @@ def _state(row: Mapping[str, Any], *, exit_code: int | None, signal: int | None,
 
 
 def _ending(row: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """Return signal and exit code, of which there is at most one. Some servers write a signal as -9."""
+    """Return signal and exit code, of which there is at most one.
+
+    Some servers write a signal as -9. Those in Go write -1 for any signal: then neither is known.
+    """
     signal, exit_code = as_integer(row.get("signal")), as_integer(row.get("exit_code"))
-    if signal is None and exit_code is not None and exit_code < 0:
-        signal = -exit_code
-    return signal, None if signal is not None else exit_code
+    if signal is not None or exit_code is None or exit_code >= 0:
+        return signal, exit_code if signal is None else None
+    return (None if exit_code == -1 else -exit_code), None
 
 
 def _end_reason(

@@ -48,6 +48,7 @@ async def _start(request: web.Request, body: dict[str, Any], order: Order, kind:
     digest = "" if key is None else body_digest({"": request.path, **body})
     record = await server.jobs.start(sandbox_of(request), order, kind=kind, key=key, digest=digest)
     if record.finished:  # already, or since the key came first: the answer is all that anybody need ask for
+        server.ledger.commit()  # an end is told only once it is on disk, and its output is found there
         row = describe(server, record)
     else:
         row = protocol.encode_process(record.info, stdout=None, stderr=None)

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import psutil
 import pytest
+from aiohttp.test_utils import TestClient, TestServer
+from blockbuster import BlockBuster
+
+from asyncsandbox.models import EndReason
+from asyncsandbox.server.app import make_app
+from asyncsandbox.server.config import ServerConfig
+from asyncsandbox.server.launcher import LaunchEnd, StreamEnd
+from asyncsandbox.server.records import JobRecord
+from asyncsandbox.server.state import Server
 
 # --- listing ------------------------------------------------------------------------------------------------
 
@@ -124,6 +134,44 @@ async def test_a_start_is_done_once_for_each_key(box: Any, padding: int) -> None
     assert (again["stdout"], again["stderr"], again["stdout_complete"]) == ("said\n", "", True)
     assert (await box.ok("GET", "/files/read", params={"path": "runs"}))["content"] == "x"
     assert len((await box.ok("GET", "/execute/processes"))["processes"]) == 1
+
+
+async def test_a_start_that_ends_before_its_answer_is_answered_with_its_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_blocking: BlockBuster
+) -> None:
+    """Though the end came so late that no commit has it yet."""
+    no_blocking.deactivate()  # the server runs in this loop here; in production it has one of its own
+    server = Server.make(ServerConfig(state_dir=tmp_path, api_key="k", isolation="none"))
+    start = server.jobs.start
+
+    async def start_and_end(*args: Any, **options: Any) -> JobRecord:
+        process_id = (await start(*args, **options)).process_id
+        said = StreamEnd(size=3, inline=b"42\n")
+        end = LaunchEnd(
+            process_id=process_id,
+            exit_code=0,
+            signal=None,
+            reason=EndReason.EXIT,
+            ended_at=time.time(),
+            stdout=said,
+        )
+        server.jobs.over(end)
+        record = server.ledger.jobs.get(process_id)
+        assert record is not None
+        return record
+
+    monkeypatch.setattr(server.jobs, "start", start_and_end)
+    async with TestClient(TestServer(make_app(server))) as client:
+        key = {"X-API-Key": "k"}
+        created = await client.post("/v1/sandboxes", headers=key, json={"template_name": "base"})
+        box = await created.json()
+        token = {"Authorization": f"Bearer {box['auth_token']}"}
+        answer = await client.post(
+            f"/vm/{box['id']}/execute/background", headers=token, json={"code": "print(42)"}
+        )
+        row = await answer.json()
+    await server.close()
+    assert (row["status"], row["stdout"], row["stdout_complete"]) == ("completed", "42\n", True)
 
 
 async def test_a_key_for_another_body_or_a_removed_job_is_refused(box: Any, api: Any) -> None:
