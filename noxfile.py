@@ -22,12 +22,14 @@ _PROJECT = nox.project.load_toml("pyproject.toml")
 _OWN_PYTHON = ".".join(platform.python_version_tuple()[:2])
 # The one that nox runs under is there for certain, so at least one always runs; it also measures coverage.
 _PYTHONS = sorted({"3.11", "3.12", "3.13", _OWN_PYTHON}, key=lambda version: int(version.partition(".")[2]))
-# What one interpreter is enough for: other people's libraries, documents, and what takes long for such reasons.
-_ONCE = (
-    *("cli", "stock", "test_humaneval.py", "test_readme.py"),
-    *(f"server/test_{name}.py" for name in ("odd_input", "openapi", "published", "ratelimits")),
+# What may differ between interpreters; one is enough for the rest: other people's libraries, documents, handlers.
+_ELSEWHERE = (
+    *("tests/unit", "tests/sdk"),
+    *(
+        f"tests/server/test_{name}.py"
+        for name in ("agent", "jobs", "launcher", "lifetime", "store", "supervisor")
+    ),
 )
-_ELSEWHERE = [f"--ignore=tests/{name}" for name in _ONCE]
 
 
 def _find_pyenv_interpreters() -> None:
